@@ -1,0 +1,91 @@
+//! Every bound of the product, one constant each, with its reason and what happens when it is reached.
+//!
+//! What an operator can decide is a configuration key instead; its default and its range are here too.
+
+use std::time::Duration;
+
+// ---- names ----
+
+/// Longest name of a node, client or site, in bytes: it must fit one DNS label with room for a suffix.
+pub const NAME_LEN_MAX: usize = 63;
+/// Longest topic name, in bytes: as much as Kafka and NATS users know.
+pub const TOPIC_NAME_LEN_MAX: usize = 249;
+
+// ---- topics ----
+
+/// Most partitions of one topic. More are refused with `LimitReached`.
+pub const PARTITIONS_PER_TOPIC_MAX: u32 = 256;
+/// Most partitions of a site: each costs every data node about 1 KiB of memory. More are refused with `LimitReached`.
+pub const PARTITIONS_MAX: u32 = 20_000;
+/// Most topics of a site. More are refused with `LimitReached`.
+pub const TOPICS_MAX: usize = 10_000;
+
+// ---- frames ----
+
+/// Largest control frame (CBOR), in bytes. A larger one closes the stream with `FrameTooLarge`.
+pub const CONTROL_FRAME_LEN_MAX: usize = 256 * 1024;
+/// Largest record batch with its header, in bytes. A larger one is refused with `RecordTooLarge`.
+///
+/// One MiB is eight times what MQTT devices send; a larger object belongs in a store, its name in a record.
+pub const BATCH_LEN_MAX: usize = 1024 * 1024;
+/// Largest data frame: a batch and the few bytes of its envelope.
+pub const DATA_FRAME_LEN_MAX: usize = BATCH_LEN_MAX + 64;
+/// Largest body of a batch once decompressed, in bytes: bounds what a small malicious batch can make a reader allocate.
+pub const BATCH_BODY_LEN_MAX: usize = 4 * 1024 * 1024;
+/// Most records of one batch.
+pub const BATCH_RECORDS_MAX: u32 = 65_536;
+/// Most headers of one record.
+pub const RECORD_HEADERS_MAX: usize = 64;
+/// Longest name of a record header, in bytes.
+pub const HEADER_NAME_LEN_MAX: usize = 255;
+/// Longest key of a record, in bytes.
+pub const KEY_LEN_MAX: usize = 4 * 1024;
+/// Largest record (key, value and headers), in bytes: it must fit a batch by itself.
+pub const RECORD_LEN_MAX: usize = BATCH_LEN_MAX - 1024;
+
+// ---- log ----
+
+/// Most bytes of one commit: about what a commit of 5 ms takes on a small flash disk. What waits beyond it is in the next commit.
+pub const COMMIT_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// Most bytes that may wait for the commit thread, all shards together. Publish streams stop reading when it is full,
+/// and QUIC flow control slows the producers.
+pub const COMMIT_QUEUE_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// Row size of the packed log: redb rounds a row up to a power of two of its 4 KiB pages, with 64 bytes for its own use.
+pub const ROW_LEN_MAX: usize = 64 * 1024 - 64;
+/// Producers remembered in one partition. The one that wrote longest ago is forgotten by a logged `ProducerExpire`.
+pub const PRODUCERS_PER_PARTITION_MAX: usize = 1_000;
+/// Batches of one producer in one partition that can be recognised when sent again; also the most it may have in flight there.
+pub const PRODUCER_BATCHES_REMEMBERED: usize = 64;
+
+// ---- connections ----
+
+/// Default UDP port.
+pub const PORT_DEFAULT: u16 = 7440;
+/// Default port of the loopback HTTP listener for metrics and health.
+pub const HTTP_PORT_DEFAULT: u16 = 7441;
+/// Batches of one publish stream that may wait for their ack. The node reads no further until one is acked.
+pub const PUBLISH_WINDOW_BATCHES: u32 = 4_096;
+/// Bytes of one publish stream that may wait for their ack.
+pub const PUBLISH_WINDOW_BYTES: u32 = 4 * 1024 * 1024;
+/// A connection without any packet for this long is dead.
+pub const IDLE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How often a side that hears nothing asks: a third of the idle timeout, so that two lost packets do not kill.
+pub const KEEP_ALIVE: Duration = Duration::from_millis(3_333);
+/// Time for a client from handshake to `Hello`. A silent one is closed with `HelloTimeout`.
+pub const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
+/// Time for one request frame to arrive whole. A slower one is answered with `Timeout`.
+pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a stopping node waits for acks in flight before it closes connections anyway.
+pub const DRAIN_MAX: Duration = Duration::from_secs(5);
+/// Requests of one connection that may be under way; more wait in QUIC.
+pub const REQUESTS_PER_CONNECTION_MAX: u32 = 64;
+/// Streams of one connection (publish, subscribe, request); more wait in QUIC, which tells the client.
+pub const STREAMS_PER_CONNECTION_DEFAULT: u32 = 256;
+/// Connections of a node. More are refused in the handshake.
+pub const CONNECTIONS_DEFAULT: u32 = 4_096;
+/// Handshakes of one address in a second. More are refused in the handshake.
+pub const HANDSHAKES_PER_ADDRESS_DEFAULT: u32 = 50;
+/// Addresses whose handshakes are counted; when full, the one seen longest ago is forgotten.
+pub const HANDSHAKE_ADDRESSES_MAX: usize = 4_096;
+/// Bytes read from the log for one reader at a time: enough to keep a link busy, little enough for 1,000 readers.
+pub const READ_BYTES_MAX: usize = 256 * 1024;

@@ -1,0 +1,21 @@
+//! The words of the product as parsed values: a value of one of these types cannot be wrong.
+//!
+//! Layer 0. No I/O, no clock, no randomness: time and ids are arguments.
+
+mod acks;
+mod ids;
+mod name;
+mod partitioner;
+mod position;
+mod time;
+mod topic;
+
+pub use acks::{AckLevel, Acks};
+pub use ids::{
+    Epoch, Incarnation, Lsn, NodeId, Offset, PartitionId, ProducerId, Sequence, ShardId, TopicId,
+};
+pub use name::{BadName, ClientName, NodeName, SiteName, TopicName};
+pub use partitioner::partition_of_key;
+pub use position::{BadPosition, Position};
+pub use time::Timestamp;
+pub use topic::{Retention, TopicSettings};
