@@ -4,3 +4,4 @@
 
 pub mod limits;
 pub mod types;
+pub mod wire;
