@@ -4,13 +4,28 @@
 
 pub mod batch;
 pub mod cbor;
+mod close;
 mod compression;
+mod control;
+mod data;
 pub mod entry;
+mod fault;
+mod frame;
 mod record;
 mod varint;
 
 pub use batch::{BadBatch, Batch, BatchBuilder, BatchHeader, Pushed, stamp};
+pub use close::CloseCode;
 pub use compression::{BadCompression, Compression};
+pub use control::{
+    Ack, Answer, CaughtUp, Change, Deliver, GoAway, Hello, Nack, NodeInfo, NodeStatus,
+    PROTOCOL_VERSION, PROTOCOL_VERSION_MIN, PartitionStatus, Publish, PublishOk, PublishOpen,
+    ReadStart, Request, RetentionChange, SubscribeOk, SubscribeOpen, TopicRequest, TopicStatus,
+    Welcome, WireLimits,
+};
+pub use data::BadData;
 pub use entry::{BadEntry, Entry, EntryHeader, EntryKind};
+pub use fault::{Code, Culprit, Detail, Fault, Retry};
+pub use frame::{BadFrame, Frame, FrameDecoder, FrameType, put_control, put_frame_head};
 pub use record::{BadRecord, Record, Records};
 pub use varint::{VARINT_MAX, get_varint, put_varint, varint_len};
