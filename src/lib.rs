@@ -5,3 +5,6 @@
 pub mod limits;
 pub mod types;
 pub mod wire;
+
+pub mod broker;
+pub mod replication;

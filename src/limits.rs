@@ -54,6 +54,8 @@ pub const COMMIT_QUEUE_BYTES_MAX: usize = 16 * 1024 * 1024;
 pub const ROW_LEN_MAX: usize = 64 * 1024 - 64;
 /// Producers remembered in one partition. The one that wrote longest ago is forgotten by a logged `ProducerExpire`.
 pub const PRODUCERS_PER_PARTITION_MAX: usize = 1_000;
+/// A producer that wrote nothing for this long is forgotten, by a logged `ProducerExpire`.
+pub const PRODUCER_IDLE_MAX: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 /// Batches of one producer in one partition that can be recognised when sent again; also the most it may have in flight there.
 pub const PRODUCER_BATCHES_REMEMBERED: usize = 64;
 

@@ -1,0 +1,16 @@
+//! What a broker decides: offsets, deduplication, acks, retention, as plain synchronous values.
+//!
+//! Layer 2, pure: state + input + now -> effects. No clock, socket, randomness or hash order; the driver in `server`
+//! performs the effects.
+
+mod partition;
+mod producer;
+mod reject;
+mod retention;
+mod shard;
+
+pub use partition::PartitionView;
+pub use producer::{BadState, ProducerState};
+pub use reject::Reject;
+pub use retention::ClockGuard;
+pub use shard::{Checkpoint, Committed, Effect, PublishInput, Recovery, Shard, Waiter};
