@@ -4,3 +4,5 @@
 
 pub mod limits;
 pub mod types;
+
+pub mod net;
