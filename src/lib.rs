@@ -8,3 +8,5 @@ pub mod wire;
 
 pub mod broker;
 pub mod replication;
+
+pub mod net;

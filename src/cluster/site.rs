@@ -1,0 +1,294 @@
+//! The site's state: a pure function of its commands, in their order.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::command::{MetaCommand, MetaOutcome, MetaReject};
+use crate::{
+    limits::{PARTITIONS_MAX, PARTITIONS_PER_TOPIC_MAX, TOPICS_MAX},
+    replication::CommitSet,
+    types::{
+        Epoch, Incarnation, NodeId, NodeName, PartitionId, Retention, ShardId, SiteName, Timestamp,
+        TopicId, TopicName, TopicSettings,
+    },
+};
+
+/// All that the site agrees on.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SiteState {
+    /// The last command that is in it.
+    pub applied: u64,
+    /// The site's name, once it is founded.
+    pub site: Option<SiteName>,
+    /// Its nodes.
+    pub nodes: BTreeMap<NodeId, NodeRecord>,
+    /// Its shards, by number.
+    pub shards: Vec<ShardRecord>,
+    /// Its topics.
+    pub topics: BTreeMap<TopicName, TopicRecord>,
+    /// Deleted topics whose partitions may still lie in a shard: only these are ever dropped.
+    pub tombstones: BTreeMap<TopicId, Tombstone>,
+}
+
+/// A node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeRecord {
+    /// Its name.
+    pub name: NodeName,
+    /// The identity of its disk.
+    pub disk_id: u128,
+    /// Its newest boot.
+    pub incarnation: Incarnation,
+}
+
+/// Who leads a shard, and who must have its entries.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ShardRecord {
+    /// Grows by one at each change.
+    pub version: u64,
+    /// Grows by one at each change of primary.
+    pub epoch: Epoch,
+    /// The primary and its boot.
+    pub primary: Option<(NodeId, Incarnation)>,
+    /// Replicas that must have an entry and may become primary.
+    pub set: Vec<NodeId>,
+    /// Replicas that must have an entry and may not yet become primary.
+    pub pending: Vec<NodeId>,
+    /// Nothing is committed with fewer members.
+    pub copies_min: u32,
+}
+
+/// A topic.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TopicRecord {
+    /// Its id, for ever.
+    pub id: TopicId,
+    /// Its settings.
+    pub settings: TopicSettings,
+    /// In which shard each partition lives, for ever.
+    pub shards: Vec<ShardId>,
+    /// When it was made.
+    pub created: Timestamp,
+}
+
+/// A deleted topic.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tombstone {
+    /// Its name, for the log.
+    pub name: TopicName,
+    /// Where its partitions were.
+    pub shards: Vec<ShardId>,
+}
+
+impl SiteState {
+    /// Applies the command at `index`. A reject changes nothing but `applied`.
+    ///
+    /// # Errors
+    /// [`MetaReject`].
+    pub fn apply(&mut self, index: u64, command: MetaCommand) -> Result<MetaOutcome, MetaReject> {
+        assert_eq!(index, self.applied + 1, "commands are applied in order");
+        self.applied = index;
+        match command {
+            MetaCommand::Found { site, shards } => self.found(site, shards),
+            MetaCommand::Register { name, disk_id } => self.register(name, disk_id),
+            MetaCommand::ElectPrimary { shard, expect_version, node, incarnation } => {
+                self.elect(shard, expect_version, node, incarnation)
+            }
+            MetaCommand::CreateTopic { name, settings, now } => self.create(name, settings, now),
+            MetaCommand::SetTopic { name, change } => {
+                let topic =
+                    self.topics.get_mut(&name).ok_or_else(|| MetaReject::UnknownTopic(name))?;
+                let retention = change.apply(&topic.settings.retention);
+                check_retention(&retention)?;
+                topic.settings.retention = retention;
+                Ok(MetaOutcome::Topic(topic.clone()))
+            }
+            MetaCommand::DeleteTopic { name } => {
+                let Some(topic) = self.topics.remove(&name) else {
+                    return Err(MetaReject::UnknownTopic(name));
+                };
+                let tombstone = Tombstone { name, shards: topic.shards.clone() };
+                self.tombstones.insert(topic.id, tombstone);
+                Ok(MetaOutcome::Topic(topic))
+            }
+            MetaCommand::ForgetTopic { id } => {
+                self.tombstones.remove(&id);
+                Ok(MetaOutcome::Done)
+            }
+        }
+    }
+
+    /// The partitions that `shard` must hold, with the names of their topics.
+    pub fn partitions_of(
+        &self,
+        shard: ShardId,
+    ) -> impl Iterator<Item = (&TopicName, PartitionId)> + '_ {
+        self.topics
+            .iter()
+            .flat_map(move |(name, t)| located(t.id, &t.shards, shard).map(move |id| (name, id)))
+    }
+
+    /// The partitions that `shard` must not hold any more.
+    pub fn dropped_from(&self, shard: ShardId) -> impl Iterator<Item = PartitionId> + '_ {
+        self.tombstones.iter().flat_map(move |(id, t)| located(*id, &t.shards, shard))
+    }
+
+    fn found(&mut self, site: SiteName, shards: u16) -> Result<MetaOutcome, MetaReject> {
+        match &self.site {
+            None => {
+                self.site = Some(site);
+                let empty = ShardRecord {
+                    version: 0,
+                    epoch: Epoch(0),
+                    primary: None,
+                    set: vec![],
+                    pending: vec![],
+                    copies_min: 1,
+                };
+                self.shards = vec![empty; usize::from(shards)];
+                Ok(MetaOutcome::Done)
+            }
+            Some(have) if *have != site => Err(MetaReject::OtherSite(have.clone())),
+            Some(_) => {
+                let have = u16::try_from(self.shards.len()).unwrap_or(u16::MAX);
+                if have == shards {
+                    Ok(MetaOutcome::Done)
+                } else {
+                    Err(MetaReject::OtherShards { have, want: shards })
+                }
+            }
+        }
+    }
+
+    fn register(&mut self, name: NodeName, disk_id: u128) -> Result<MetaOutcome, MetaReject> {
+        if self.site.is_none() {
+            return Err(MetaReject::NotFounded);
+        }
+        let incarnation = Incarnation(self.applied);
+        if let Some((id, node)) = self.nodes.iter_mut().find(|(_, node)| node.name == name) {
+            if node.disk_id != disk_id {
+                return Err(MetaReject::OtherDisk(name));
+            }
+            node.incarnation = incarnation;
+            return Ok(MetaOutcome::Registered(*id, incarnation));
+        }
+        let id = NodeId(self.applied);
+        let first = self.nodes.is_empty();
+        self.nodes.insert(id, NodeRecord { name, disk_id, incarnation });
+        if first {
+            // The first node of a site holds all shards; others are added to their sets later.
+            for shard in &mut self.shards {
+                shard.set = vec![id];
+                shard.version += 1;
+            }
+        }
+        Ok(MetaOutcome::Registered(id, incarnation))
+    }
+
+    fn elect(
+        &mut self,
+        id: ShardId,
+        expected: u64,
+        node: NodeId,
+        incarnation: Incarnation,
+    ) -> Result<MetaOutcome, MetaReject> {
+        let registered = self.nodes.get(&node).is_some_and(|n| n.incarnation == incarnation);
+        let shard =
+            self.shards.get_mut(usize::from(id.0)).ok_or(MetaReject::UnknownShard(id))?;
+        if shard.version != expected {
+            return Err(MetaReject::StaleVersion { shard: id, have: shard.version, expected });
+        }
+        if !registered || !shard.set.contains(&node) {
+            return Err(MetaReject::StaleNode(node));
+        }
+        shard.version += 1;
+        shard.epoch = shard.epoch.next();
+        shard.primary = Some((node, incarnation));
+        shard.pending.clear();
+        Ok(MetaOutcome::Done)
+    }
+
+    fn create(
+        &mut self,
+        name: TopicName,
+        settings: TopicSettings,
+        now: Timestamp,
+    ) -> Result<MetaOutcome, MetaReject> {
+        if self.shards.is_empty() {
+            return Err(MetaReject::NotFounded);
+        }
+        if let Some(topic) = self.topics.get(&name) {
+            return if topic.settings == settings {
+                Ok(MetaOutcome::Topic(topic.clone()))
+            } else {
+                Err(MetaReject::TopicExists(name))
+            };
+        }
+        if !(1..=PARTITIONS_PER_TOPIC_MAX).contains(&settings.partitions) {
+            return Err(MetaReject::Partitions(settings.partitions));
+        }
+        check_retention(&settings.retention)?;
+        if self.topics.len() >= TOPICS_MAX {
+            return Err(MetaReject::TooManyTopics);
+        }
+        let mut load = self.partitions_by_shard();
+        let total = load.iter().sum::<u32>() + settings.partitions;
+        if total > PARTITIONS_MAX {
+            return Err(MetaReject::TooManyPartitions(total));
+        }
+        let shards = (0..settings.partitions).map(|_| place(&mut load)).collect();
+        let topic = TopicRecord { id: TopicId(self.applied), settings, shards, created: now };
+        self.topics.insert(name, topic.clone());
+        Ok(MetaOutcome::Topic(topic))
+    }
+
+    fn partitions_by_shard(&self) -> Vec<u32> {
+        let mut load = vec![0; self.shards.len()];
+        for shard in self.topics.values().flat_map(|t| &t.shards) {
+            load[usize::from(shard.0)] += 1;
+        }
+        load
+    }
+}
+
+impl ShardRecord {
+    /// The commit set as replication wants it, once there is a primary.
+    #[must_use]
+    pub fn commit_set(&self) -> Option<CommitSet> {
+        Some(CommitSet {
+            epoch: self.epoch,
+            primary: self.primary?,
+            members: self.set.clone(),
+            pending: self.pending.clone(),
+            copies_min: self.copies_min,
+        })
+    }
+}
+
+/// Takes the shard with the fewest partitions, the first of several.
+fn place(load: &mut [u32]) -> ShardId {
+    let least = (0..load.len()).min_by_key(|&i| load[i]).unwrap_or(0);
+    load[least] += 1;
+    ShardId(u16::try_from(least).unwrap_or(u16::MAX))
+}
+
+fn located(
+    topic: TopicId,
+    shards: &[ShardId],
+    shard: ShardId,
+) -> impl Iterator<Item = PartitionId> + '_ {
+    (0..).zip(shards).filter(move |(_, s)| **s == shard).map(move |(index, _)| PartitionId { topic, index })
+}
+
+fn check_retention(retention: &Retention) -> Result<(), MetaReject> {
+    let limits =
+        [("age", retention.age_ms), ("bytes", retention.bytes), ("records", retention.records)];
+    match limits.into_iter().find(|(_, limit)| *limit == Some(0)) {
+        Some((name, _)) => Err(MetaReject::Retention(name)),
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,124 @@
+use super::*;
+use crate::wire::{Change, RetentionChange};
+
+fn name(s: &str) -> TopicName {
+    s.parse().expect("allowed")
+}
+
+fn do_it(state: &mut SiteState, command: MetaCommand) -> Result<MetaOutcome, MetaReject> {
+    state.apply(state.applied + 1, command)
+}
+
+fn found(site: &str, shards: u16) -> MetaCommand {
+    MetaCommand::Found { site: site.parse().expect("allowed"), shards }
+}
+
+fn register(disk_id: u128) -> MetaCommand {
+    MetaCommand::Register { name: "n1".parse().expect("allowed"), disk_id }
+}
+
+fn create(topic: &str, partitions: u32) -> MetaCommand {
+    let settings = TopicSettings { partitions, retention: Retention::default() };
+    MetaCommand::CreateTopic { name: name(topic), settings, now: Timestamp(5) }
+}
+
+fn site() -> SiteState {
+    let mut state = SiteState::default();
+    do_it(&mut state, found("home", 4)).expect("new");
+    do_it(&mut state, register(1)).expect("new");
+    state
+}
+
+#[test]
+fn a_node_keeps_its_number_and_gets_an_incarnation_per_boot() {
+    let mut state = site();
+    let first = state.nodes.values().next().expect("registered").incarnation;
+    let again = do_it(&mut state, register(1));
+    assert_eq!(again, Ok(MetaOutcome::Registered(NodeId(2), Incarnation(3))));
+    assert!(Incarnation(3) > first);
+    assert!(matches!(do_it(&mut state, register(2)), Err(MetaReject::OtherDisk(_))));
+}
+
+#[test]
+fn a_site_is_founded_once() {
+    let mut state = site();
+    assert_eq!(do_it(&mut state, found("home", 4)), Ok(MetaOutcome::Done));
+    assert!(matches!(do_it(&mut state, found("away", 4)), Err(MetaReject::OtherSite(_))));
+    let shards = do_it(&mut state, found("home", 5));
+    assert_eq!(shards, Err(MetaReject::OtherShards { have: 4, want: 5 }));
+}
+
+#[test]
+fn each_election_makes_a_new_epoch_and_a_late_one_fails() {
+    let mut state = site();
+    let elect = |expect_version, incarnation| MetaCommand::ElectPrimary {
+        shard: ShardId(1),
+        expect_version,
+        node: NodeId(2),
+        incarnation: Incarnation(incarnation),
+    };
+    do_it(&mut state, elect(1, 2)).expect("right version");
+    assert_eq!(state.shards[1].epoch, Epoch(1));
+    assert!(matches!(do_it(&mut state, elect(1, 2)), Err(MetaReject::StaleVersion { .. })));
+    do_it(&mut state, register(1)).expect("same disk");
+    let stale = do_it(&mut state, elect(2, 2));
+    assert_eq!(stale, Err(MetaReject::StaleNode(NodeId(2))), "the boot before");
+    let set = state.shards[1].commit_set().expect("elected");
+    assert_eq!((set.epoch, set.members), (Epoch(1), vec![NodeId(2)]));
+}
+
+#[test]
+fn partitions_go_to_the_shards_with_the_fewest() {
+    let mut state = site();
+    do_it(&mut state, create("a", 3)).expect("new");
+    do_it(&mut state, create("b", 6)).expect("new");
+    assert_eq!(state.topics[&name("a")].shards, [0, 1, 2].map(ShardId));
+    assert_eq!(state.topics[&name("b")].shards, [3, 0, 1, 2, 3, 0].map(ShardId));
+    assert_eq!(state.partitions_of(ShardId(3)).count(), 2);
+}
+
+#[test]
+fn making_a_topic_twice_is_the_same_topic_or_an_error() {
+    let mut state = site();
+    let first = do_it(&mut state, create("a", 3));
+    assert_eq!(do_it(&mut state, create("a", 3)), first);
+    assert_eq!(do_it(&mut state, create("a", 4)), Err(MetaReject::TopicExists(name("a"))));
+    assert_eq!(do_it(&mut state, create("b", 0)), Err(MetaReject::Partitions(0)));
+}
+
+#[test]
+fn a_deleted_topic_leaves_a_tombstone_until_its_partitions_are_gone() {
+    let mut state = site();
+    do_it(&mut state, create("a", 1)).expect("new");
+    let id = state.topics[&name("a")].id;
+    do_it(&mut state, MetaCommand::DeleteTopic { name: name("a") }).expect("there");
+    do_it(&mut state, create("a", 1)).expect("the name is free");
+    assert_ne!(state.topics[&name("a")].id, id);
+    let dropped: Vec<_> = state.dropped_from(ShardId(0)).collect();
+    assert_eq!(dropped, [PartitionId { topic: id, index: 0 }]);
+    do_it(&mut state, MetaCommand::ForgetTopic { id }).expect("always");
+    assert_eq!(state.dropped_from(ShardId(0)).count(), 0);
+}
+
+#[test]
+fn settings_change_one_by_one() {
+    let mut state = site();
+    do_it(&mut state, create("a", 1)).expect("new");
+    let mut set = |change| do_it(&mut state, MetaCommand::SetTopic { name: name("a"), change });
+    set(RetentionChange { bytes: Change::Set(10), ..Default::default() }).expect("right");
+    set(RetentionChange { age_ms: Change::Set(20), ..Default::default() }).expect("right");
+    set(RetentionChange { bytes: Change::Clear, ..Default::default() }).expect("right");
+    let zero = set(RetentionChange { records: Change::Set(0), ..Default::default() });
+    assert_eq!(zero, Err(MetaReject::Retention("records")));
+    let want = Retention { age_ms: Some(20), ..Retention::default() };
+    assert_eq!(state.topics[&name("a")].settings.retention, want);
+}
+
+#[test]
+fn a_snapshot_is_the_state() {
+    let mut state = site();
+    do_it(&mut state, create("a", 2)).expect("new");
+    let mut bytes = bytes::BytesMut::new();
+    crate::wire::cbor::put(&state, &mut bytes);
+    assert_eq!(crate::wire::cbor::get(&bytes), Ok(state));
+}

@@ -1,0 +1,19 @@
+//! Who talks to whom over QUIC: sockets, TLS, certificates and the names in them.
+//!
+//! Invariant: every name that access rules speak of comes from [`identity`], which reads it from a
+//! certificate that TLS has verified against the site's authority. Nothing else proves a name.
+
+pub mod address;
+pub mod authority;
+pub mod endpoint;
+pub mod handshakes;
+pub mod identity;
+pub mod secret_file;
+pub mod tls;
+
+pub use address::Address;
+pub use authority::SiteAuthority;
+pub use endpoint::ConnectionLimits;
+pub use handshakes::Handshakes;
+pub use identity::{Identity, Who};
+pub use tls::{Credentials, ReloadableTls};
