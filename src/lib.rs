@@ -3,6 +3,8 @@
 //! Modules stand in layer order: each may use only those above it, as ARCHITECTURE.md says and `tests/tidy.rs` checks.
 
 pub mod limits;
+#[cfg(feature = "server")]
+pub mod storage;
 pub mod types;
 pub mod wire;
 

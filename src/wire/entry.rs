@@ -201,6 +201,20 @@ impl EntryHeader {
         ENTRY_HEADER_LEN + self.body_len as usize
     }
 
+    /// Checks the body that follows this header against its checksums, a batch to its last byte.
+    ///
+    /// # Errors
+    /// [`BadEntry::Checksum`] or [`BadEntry::Batch`].
+    pub fn check_body(&self, body: &[u8]) -> Result<(), BadEntry> {
+        if body_crc(self.kind, body) != self.body_crc {
+            return Err(BadEntry::Checksum);
+        }
+        if self.kind == EntryKind::Records {
+            batch::check(body)?;
+        }
+        Ok(())
+    }
+
     /// The chain value that this header must carry after an entry with chain `prev`.
     #[must_use]
     pub fn chain_after(&self, prev: u64) -> u64 {
@@ -276,14 +290,8 @@ impl Entry {
         if bytes.len() < want {
             return Err(BadEntry::Length { len: bytes.len(), want });
         }
-        let entry = Self { header, body: bytes.slice(ENTRY_HEADER_LEN..want) };
-        if body_crc(header.kind, &entry.body) != header.body_crc {
-            return Err(BadEntry::Checksum);
-        }
-        if header.kind == EntryKind::Records {
-            batch::check(&entry.body)?;
-        }
-        Ok(entry)
+        header.check_body(&bytes[ENTRY_HEADER_LEN..want])?;
+        Ok(Self { header, body: bytes.slice(ENTRY_HEADER_LEN..want) })
     }
 
     /// Appends header and body to `out`.

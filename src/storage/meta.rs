@@ -1,0 +1,200 @@
+//! The small store of the metadata group, in a file of its own so that votes do not queue behind bulk data.
+
+use std::{ops::RangeFrom, path::Path};
+
+use bytes::Bytes;
+use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
+
+use super::{
+    backend::Backend,
+    error::{StoreError, guarded},
+    open::{begin, check_format, database, is_empty, open_file},
+    schema::{FORMAT_VERSION, META},
+};
+
+const LOG: TableDefinition<u64, &[u8]> = TableDefinition::new("log");
+const VALUES: TableDefinition<&str, &[u8]> = TableDefinition::new("values");
+/// Index of the last entry that the snapshot covers, and the snapshot: one row, so that neither comes without the other.
+const SNAPSHOT: TableDefinition<(), (u64, &[u8])> = TableDefinition::new("snapshot");
+/// The metadata of a site is small; what is hot of it lives in memory anyway.
+const CACHE_BYTES: usize = 1024 * 1024;
+
+/// A durable log, a snapshot and named values. Every change survives a power cut once its call has returned.
+/// Calls wait for the disk.
+#[derive(Debug)]
+pub struct MetaStore {
+    db: Database,
+}
+
+/// A snapshot of the metadata.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MetaSnapshot {
+    /// The last entry that it covers.
+    pub index: u64,
+    /// Its bytes.
+    pub bytes: Bytes,
+}
+
+impl MetaStore {
+    /// Opens the store in the file `path`, or makes it when there is no such file.
+    ///
+    /// # Errors
+    /// [`StoreError`]. A file that is there but empty or not ours is refused.
+    pub fn open(path: &Path) -> Result<Self, StoreError> {
+        open_file(path, Self::open_with)
+    }
+
+    /// Opens the store in `backend`, or makes it when the backend is empty.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn open_backend(backend: impl Backend) -> Result<Self, StoreError> {
+        Self::open_with(backend, true)
+    }
+
+    fn open_with(backend: impl Backend, may_make: bool) -> Result<Self, StoreError> {
+        guarded(|| {
+            let (db, _) = database(backend, CACHE_BYTES)?;
+            if !is_empty(&db)? {
+                let txn = db.begin_read()?;
+                check_format(&txn)?;
+                txn.open_table(LOG)?;
+                drop(txn);
+                return Ok(Self { db });
+            }
+            if !may_make {
+                return Err(StoreError::Foreign("the database has no tables".into()));
+            }
+            let txn = begin(&db)?;
+            txn.open_table(META)?.insert("format", &FORMAT_VERSION.to_be_bytes()[..])?;
+            txn.open_table(LOG)?;
+            txn.open_table(VALUES)?;
+            txn.open_table(SNAPSHOT)?;
+            txn.commit()?;
+            Ok(Self { db })
+        })
+    }
+
+    /// Appends entries, the first at `index`, in one commit.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    ///
+    /// # Panics
+    /// If they would leave a gap or replace an entry: the caller truncates first.
+    pub fn append(&self, index: u64, entries: &[Bytes]) -> Result<(), StoreError> {
+        if let Some((last, _)) = self.last()? {
+            assert_eq!(index, last + 1, "metadata entries follow each other");
+        }
+        self.write(|txn| {
+            let mut log = txn.open_table(LOG)?;
+            for (index, bytes) in (index..).zip(entries) {
+                log.insert(index, &bytes[..])?;
+            }
+            Ok(())
+        })
+    }
+
+    /// The entries in a range, with their indexes.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn entries(&self, range: RangeFrom<u64>) -> Result<Vec<(u64, Bytes)>, StoreError> {
+        guarded(|| {
+            let log = self.db.begin_read()?.open_table(LOG)?;
+            let mut found = Vec::new();
+            for item in log.range(range)? {
+                let (index, bytes) = item?;
+                found.push((index.value(), Bytes::copy_from_slice(bytes.value())));
+            }
+            Ok(found)
+        })
+    }
+
+    /// The last entry.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn last(&self) -> Result<Option<(u64, Bytes)>, StoreError> {
+        guarded(|| {
+            let log = self.db.begin_read()?.open_table(LOG)?;
+            let last = log.last()?;
+            Ok(last.map(|(index, bytes)| (index.value(), Bytes::copy_from_slice(bytes.value()))))
+        })
+    }
+
+    /// Removes the entries from `index` on.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn truncate_from(&self, index: u64) -> Result<(), StoreError> {
+        self.write(|txn| Ok(txn.open_table(LOG)?.retain_in(index.., |_, _| false)?))
+    }
+
+    /// Removes the entries up to and including `index`.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn purge_to(&self, index: u64) -> Result<(), StoreError> {
+        self.write(|txn| Ok(txn.open_table(LOG)?.retain_in(..=index, |_, _| false)?))
+    }
+
+    /// Replaces the snapshot.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn save_snapshot(&self, index: u64, bytes: &[u8]) -> Result<(), StoreError> {
+        self.write(|txn| {
+            txn.open_table(SNAPSHOT)?.insert((), (index, bytes))?;
+            Ok(())
+        })
+    }
+
+    /// The snapshot, if one was ever saved.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn snapshot(&self) -> Result<Option<MetaSnapshot>, StoreError> {
+        guarded(|| {
+            let table = self.db.begin_read()?.open_table(SNAPSHOT)?;
+            let found = table.get(())?;
+            Ok(found.map(|value| {
+                let (index, bytes) = value.value();
+                MetaSnapshot { index, bytes: Bytes::copy_from_slice(bytes) }
+            }))
+        })
+    }
+
+    /// Sets a named value.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn put(&self, key: &str, bytes: &[u8]) -> Result<(), StoreError> {
+        self.write(|txn| {
+            txn.open_table(VALUES)?.insert(key, bytes)?;
+            Ok(())
+        })
+    }
+
+    /// A named value.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn get(&self, key: &str) -> Result<Option<Bytes>, StoreError> {
+        guarded(|| {
+            let table = self.db.begin_read()?.open_table(VALUES)?;
+            Ok(table.get(key)?.map(|value| Bytes::copy_from_slice(value.value())))
+        })
+    }
+
+    fn write(
+        &self,
+        work: impl FnOnce(&redb::WriteTransaction) -> Result<(), StoreError>,
+    ) -> Result<(), StoreError> {
+        guarded(|| {
+            let txn = begin(&self.db)?;
+            work(&txn)?;
+            Ok(txn.commit()?)
+        })
+    }
+}

@@ -1,0 +1,246 @@
+//! What a store holds when it is opened: the last checkpoint, and the log behind it.
+
+use std::{
+    collections::{HashSet, VecDeque},
+    sync::{Arc, RwLock, atomic::Ordering::Relaxed},
+};
+
+use bytes::Bytes;
+use redb::{Database, ReadTransaction, ReadableDatabase, ReadableTable};
+
+use super::{
+    backend::Meter,
+    error::StoreError,
+    open::Identity,
+    read::{Counters, Inner, Store},
+    row::walk,
+    schema::{
+        CHECKPOINT, LOG_KEY, LogInfo, ROWS, STATE, ShardInfo, decode_facts, facts_partition,
+        shard_key,
+    },
+    view::{Bounds, Ending, Partition, View},
+    writer::{Garbage, ShardLog, Writer},
+};
+use crate::{
+    types::{Epoch, Lsn, PartitionId, ShardId},
+    wire::{Entry, EntryHeader, EntryKind, batch::BATCH_HEADER_LEN},
+};
+
+/// What a store held when it was opened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Recovered {
+    /// The identity given to the store when it was made.
+    pub disk_id: u128,
+    /// It was closed, not killed; also when it was made just now.
+    pub clean_shutdown: bool,
+    /// Its shards, by number.
+    pub shards: Vec<RecoveredShard>,
+    /// Its partitions, by id.
+    pub partitions: Vec<(ShardId, PartitionId, Bounds)>,
+}
+
+/// What a store held of one shard.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RecoveredShard {
+    /// Which.
+    pub shard: ShardId,
+    /// Position of the next entry.
+    pub end: Lsn,
+    /// Chain of the last entry.
+    pub chain: u64,
+    /// Where each epoch starts.
+    pub epochs: Vec<(Epoch, Lsn)>,
+    /// Entries before this one are in `state`.
+    pub applied: Lsn,
+    /// The applied state, as handed over at the last checkpoint: kind, key, value.
+    pub state: Vec<(u8, Bytes, Bytes)>,
+    /// The entries from `applied` to `end`. Of record batches only the header is there, to bound memory.
+    pub tail: Vec<Entry>,
+}
+
+/// The log while it is read.
+struct Replay {
+    log: LogInfo,
+    view: View,
+    shards: Vec<(ShardLog, RecoveredShard)>,
+    dirty: HashSet<PartitionId>,
+    endings: Vec<(ShardId, Lsn, Ending)>,
+    entries: usize,
+    bytes: usize,
+}
+
+pub(super) fn recover(
+    db: Database,
+    meter: Arc<Meter>,
+    identity: Identity,
+    shards: u16,
+) -> Result<(Store, Writer, Recovered), StoreError> {
+    let txn = db.begin_read()?;
+    let mut replay = load(&txn, shards)?;
+    let (first_row, next_row) = replay.rows(&txn)?;
+    drop(txn);
+    for (log, shard) in &mut replay.shards {
+        shard.check_tail()?;
+        (shard.end, shard.chain, shard.applied) = (log.end, log.chain, log.applied);
+        shard.epochs.clone_from(&log.epochs);
+    }
+    let Replay { log, view, shards, dirty, endings, entries, bytes } = replay;
+    let (shards, recovered): (Vec<_>, Vec<_>) = shards.into_iter().unzip();
+    let counters = Counters::default();
+    counters.rows_first.store(first_row, Relaxed);
+    counters.rows_next.store(next_row, Relaxed);
+    counters.dead.store(log.dead, Relaxed);
+    let inner = Arc::new(Inner { db, view: RwLock::new(view), meter, counters });
+    let store = Store { inner };
+    let garbage = Garbage { dead: log.dead, first_row, cursor: None, starts_moved: true };
+    let mut writer = Writer::new(store.clone(), shards, next_row, garbage);
+    writer.resume(dirty, entries, bytes);
+    writer.end(endings)?;
+    let mut partitions: Vec<_> = {
+        let view = store.inner.view.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let live = view.partitions.keys().filter_map(|id| Some((*id, view.get(*id)?)));
+        live.map(|(id, p)| (p.facts.shard, id, p.facts.bounds())).collect()
+    };
+    partitions.sort_by_key(|(_, id, _)| *id);
+    let recovered = Recovered {
+        disk_id: identity.disk_id,
+        clean_shutdown: identity.clean,
+        shards: recovered,
+        partitions,
+    };
+    Ok((store, writer, recovered))
+}
+
+fn load(txn: &ReadTransaction, shards: u16) -> Result<Replay, StoreError> {
+    let table = txn.open_table(CHECKPOINT)?;
+    let log = match table.get(LOG_KEY)? {
+        Some(value) => LogInfo::decode(value.value())?,
+        None => LogInfo::default(),
+    };
+    let mut view = View::default();
+    for item in table.range((2, 0, 0)..(3, 0, 0))? {
+        let (key, value) = item?;
+        let facts = decode_facts(value.value())?;
+        view.live += facts.live();
+        view.partitions.insert(facts_partition(key.value()), Partition { facts, tail: Vec::new() });
+    }
+    let state = txn.open_table(STATE)?;
+    let mut all = Vec::with_capacity(usize::from(shards));
+    for shard in (0..shards).map(ShardId) {
+        let info = match table.get(shard_key(shard))? {
+            Some(value) => ShardInfo::decode(value.value())?,
+            None => ShardInfo::default(),
+        };
+        let mut recovered = RecoveredShard { shard, applied: info.applied, ..Default::default() };
+        for item in state.range((shard.0, 0, &[][..])..)? {
+            let (key, value) = item?;
+            let (number, kind, key) = key.value();
+            if number != shard.0 {
+                break;
+            }
+            let value = Bytes::copy_from_slice(value.value());
+            recovered.state.push((kind, Bytes::copy_from_slice(key), value));
+        }
+        all.push((ShardLog::new(info), recovered));
+    }
+    Ok(Replay {
+        log,
+        view,
+        shards: all,
+        dirty: HashSet::new(),
+        endings: Vec::new(),
+        entries: 0,
+        bytes: 0,
+    })
+}
+
+impl Replay {
+    /// Reads the rows that the checkpoint does not cover. Returns the numbers of the first row and of the next one.
+    fn rows(&mut self, txn: &ReadTransaction) -> Result<(u64, u64), StoreError> {
+        let rows = txn.open_table(ROWS)?;
+        let from = self.shards.iter().map(|(log, _)| log.replay_row).min();
+        let from = from.unwrap_or(0).min(self.log.next_row);
+        let mut next = self.log.next_row;
+        for item in rows.range(from..)? {
+            let (row, value) = item?;
+            let row = row.value();
+            for item in walk(value.value()) {
+                let broken = |why: String| StoreError::Corrupted(format!("log row {row}: {why}"));
+                let (header, body) = item.map_err(|e| broken(e.to_string()))?;
+                header.check_body(body).map_err(|e| broken(e.to_string()))?;
+                self.entry(row, &header, body).map_err(broken)?;
+            }
+            next = next.max(row + 1);
+        }
+        let first = rows.first()?.map_or(next, |(row, _)| row.value());
+        Ok((first, next))
+    }
+
+    fn entry(&mut self, row: u64, header: &EntryHeader, body: &[u8]) -> Result<(), String> {
+        let count = self.shards.len();
+        let Some((log, shard)) = self.shards.get_mut(usize::from(header.shard.0)) else {
+            return Err(format!("entry of shard {}, there are {count}", header.shard));
+        };
+        if row >= self.log.next_row {
+            log.take(row, header).map_err(|e| e.to_string())?;
+            if let Some(ending) = self.view.apply(row, header, body)? {
+                self.endings.push((header.shard, header.lsn, ending));
+            }
+            self.dirty.insert(header.partition);
+            self.entries += 1;
+            self.bytes += header.entry_len();
+        } else if header.lsn >= log.applied {
+            // The checkpoint has it in the index and in the facts, but its shard had not applied it.
+            log.note_row(row, header.lsn);
+            match header.kind {
+                EntryKind::Trim => {
+                    let start = body.try_into().map(u64::from_be_bytes);
+                    let start = start.map_err(|_| "malformed trim")?;
+                    let ending = Ending::Trim(header.partition, start.into());
+                    self.endings.push((header.shard, header.lsn, ending));
+                }
+                EntryKind::PartitionDrop => {
+                    self.endings.push((header.shard, header.lsn, Ending::Drop(header.partition)));
+                }
+                _ => {}
+            }
+        }
+        if header.lsn >= log.applied {
+            let keep = match header.kind {
+                EntryKind::Records => body.len().min(BATCH_HEADER_LEN),
+                _ => body.len(),
+            };
+            shard.tail.push(Entry { header: *header, body: Bytes::copy_from_slice(&body[..keep]) });
+        }
+        Ok(())
+    }
+}
+
+impl RecoveredShard {
+    /// The tail must be one chain.
+    fn check_tail(&self) -> Result<(), StoreError> {
+        for pair in self.tail.windows(2) {
+            let (one, two) = (&pair[0].header, &pair[1].header);
+            if two.lsn != one.lsn.next() || two.chain != two.chain_after(one.chain) {
+                let (shard, lsn) = (self.shard, two.lsn);
+                let reason = format!("entry {lsn} of shard {shard} does not follow {}", one.lsn);
+                return Err(StoreError::Corrupted(reason));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl ShardLog {
+    pub(super) fn new(info: ShardInfo) -> Self {
+        Self {
+            end: info.end,
+            chain: info.chain,
+            applied: info.applied,
+            replay_row: info.replay_row,
+            epochs: info.epochs,
+            rows: VecDeque::new(),
+            endings: VecDeque::new(),
+        }
+    }
+}

@@ -1,0 +1,189 @@
+//! The tables of `data.redb`, each key and value byte by byte. All numbers are big-endian.
+//!
+//! | table | key | value |
+//! |---|---|---|
+//! | `meta` | name | `format` u32, `disk` u128, `shards` u16, `clean` u8 |
+//! | `rows` | row number | log entries, whole, in commit order |
+//! | `index` | topic, partition, base offset | entries of [`IndexEntry`], 32 bytes each |
+//! | `state` | shard, kind, key | opaque: applied state, handed over by the shard |
+//! | `checkpoint` | tag, number, number | 0: [`LogInfo`]; 1, shard: [`ShardInfo`]; 2, topic, partition: [`Facts`] |
+
+use bytes::{Buf, BufMut};
+use redb::TableDefinition;
+
+use super::{
+    error::StoreError,
+    index::IndexEntry,
+    view::{Facts, Point},
+};
+use crate::types::{Epoch, Lsn, Offset, PartitionId, ShardId, Timestamp, TopicId};
+
+/// Version of both databases. A change that an older program would misread raises it.
+pub const FORMAT_VERSION: u32 = 1;
+/// A checkpoint is due after so many entries: bounds the memory of what is derived, and the replay at open.
+pub const CHECKPOINT_ENTRIES: usize = 16 * 1024;
+/// A checkpoint is due after so many bytes of log: a slow disk reads them in a second or two at open.
+pub const CHECKPOINT_BYTES: usize = 64 * 1024 * 1024;
+/// Index entries of one row of `index`: 1 KiB, of which a checkpoint rewrites at most the last one of a partition.
+pub(super) const INDEX_CHUNK_MAX: usize = 32;
+
+pub(super) const META: TableDefinition<&str, &[u8]> = TableDefinition::new("meta");
+pub(super) const ROWS: TableDefinition<u64, &[u8]> = TableDefinition::new("rows");
+pub(super) const INDEX: TableDefinition<IndexKey, &[u8]> = TableDefinition::new("index");
+pub(super) const STATE: TableDefinition<StateKey, &[u8]> = TableDefinition::new("state");
+pub(super) const CHECKPOINT: TableDefinition<(u8, u64, u32), &[u8]> =
+    TableDefinition::new("checkpoint");
+
+/// Topic, partition, base offset.
+pub(super) type IndexKey = (u64, u32, u64);
+/// Shard, kind, key.
+pub(super) type StateKey = (u16, u8, &'static [u8]);
+
+pub(super) const LOG_KEY: (u8, u64, u32) = (0, 0, 0);
+
+pub(super) fn shard_key(shard: ShardId) -> (u8, u64, u32) {
+    (1, u64::from(shard.0), 0)
+}
+
+pub(super) fn facts_key(partition: PartitionId) -> (u8, u64, u32) {
+    (2, partition.topic.0, partition.index)
+}
+
+pub(super) fn facts_partition(key: (u8, u64, u32)) -> PartitionId {
+    PartitionId { topic: TopicId(key.1), index: key.2 }
+}
+
+pub(super) fn index_key(partition: PartitionId, base: Offset) -> IndexKey {
+    (partition.topic.0, partition.index, base.0)
+}
+
+/// What a checkpoint says about the log as a whole.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct LogInfo {
+    /// Rows below this one are in the index and in the facts.
+    pub(super) next_row: u64,
+    /// Bytes that the collector could free, as far as known.
+    pub(super) dead: u64,
+}
+
+/// What a checkpoint says about a shard.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct ShardInfo {
+    pub(super) end: Lsn,
+    pub(super) chain: u64,
+    pub(super) applied: Lsn,
+    /// The row that holds the entry at `applied`.
+    pub(super) replay_row: u64,
+    pub(super) epochs: Vec<(Epoch, Lsn)>,
+}
+
+impl LogInfo {
+    pub(super) fn encode(&self) -> Vec<u8> {
+        [self.next_row.to_be_bytes(), self.dead.to_be_bytes()].concat()
+    }
+
+    pub(super) fn decode(mut bytes: &[u8]) -> Result<Self, StoreError> {
+        need(bytes, 16, "log")?;
+        Ok(Self { next_row: bytes.get_u64(), dead: bytes.get_u64() })
+    }
+}
+
+impl ShardInfo {
+    pub(super) fn encode(&self) -> Vec<u8> {
+        let mut out = Vec::with_capacity(32 + 16 * self.epochs.len());
+        for number in [self.end.0, self.chain, self.applied.0, self.replay_row] {
+            out.put_u64(number);
+        }
+        for (epoch, start) in &self.epochs {
+            out.put_u64(epoch.0);
+            out.put_u64(start.0);
+        }
+        out
+    }
+
+    pub(super) fn decode(mut bytes: &[u8]) -> Result<Self, StoreError> {
+        need(bytes, 32 + bytes.len().saturating_sub(32) / 16 * 16, "shard")?;
+        let (end, chain) = (Lsn(bytes.get_u64()), bytes.get_u64());
+        let (applied, replay_row) = (Lsn(bytes.get_u64()), bytes.get_u64());
+        let mut epochs = Vec::new();
+        while bytes.has_remaining() {
+            epochs.push((Epoch(bytes.get_u64()), Lsn(bytes.get_u64())));
+        }
+        Ok(Self { end, chain, applied, replay_row, epochs })
+    }
+}
+
+const FACTS_LEN: usize = 2 + 1 + 24 + 24 + 16 + 16;
+
+pub(super) fn encode_facts(facts: &Facts) -> Vec<u8> {
+    let mut out = Vec::with_capacity(FACTS_LEN);
+    out.put_u16(facts.shard.0);
+    out.put_u8(u8::from(facts.dropped));
+    for point in [&facts.start, &facts.kept] {
+        out.put_u64(point.offset.0);
+        out.put_u64(point.bytes);
+        out.put_u64(point.row);
+    }
+    for number in [facts.end.0, facts.bytes, facts.first_time.0, facts.time_max.0] {
+        out.put_u64(number);
+    }
+    out
+}
+
+pub(super) fn decode_facts(mut bytes: &[u8]) -> Result<Facts, StoreError> {
+    need(bytes, FACTS_LEN, "partition")?;
+    let (shard, dropped) = (ShardId(bytes.get_u16()), bytes.get_u8() != 0);
+    let mut point =
+        || Point { offset: Offset(bytes.get_u64()), bytes: bytes.get_u64(), row: bytes.get_u64() };
+    let (start, kept) = (point(), point());
+    Ok(Facts {
+        shard,
+        dropped,
+        start,
+        kept,
+        end: Offset(bytes.get_u64()),
+        bytes: bytes.get_u64(),
+        first_time: Timestamp(bytes.get_u64()),
+        time_max: Timestamp(bytes.get_u64()),
+    })
+}
+
+const INDEX_ENTRY_LEN: usize = 32;
+
+pub(super) fn encode_index(entries: &[IndexEntry]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(entries.len() * INDEX_ENTRY_LEN);
+    for entry in entries {
+        for number in [entry.base.0, entry.row, entry.time_before.0, entry.bytes_before] {
+            out.put_u64(number);
+        }
+    }
+    out
+}
+
+pub(super) fn decode_index(mut bytes: &[u8]) -> Result<Vec<IndexEntry>, StoreError> {
+    if bytes.is_empty() || bytes.len() % INDEX_ENTRY_LEN != 0 {
+        return Err(StoreError::Corrupted(format!("index row of {} bytes", bytes.len())));
+    }
+    let mut entries = Vec::with_capacity(bytes.len() / INDEX_ENTRY_LEN);
+    while bytes.has_remaining() {
+        entries.push(IndexEntry {
+            base: Offset(bytes.get_u64()),
+            row: bytes.get_u64(),
+            time_before: Timestamp(bytes.get_u64()),
+            bytes_before: bytes.get_u64(),
+        });
+    }
+    Ok(entries)
+}
+
+pub(super) fn array<const N: usize>(bytes: &[u8], what: &str) -> Result<[u8; N], StoreError> {
+    bytes.try_into().map_err(|_| bad_length(bytes.len(), N, what))
+}
+
+fn need(bytes: &[u8], want: usize, what: &str) -> Result<(), StoreError> {
+    if bytes.len() == want { Ok(()) } else { Err(bad_length(bytes.len(), want, what)) }
+}
+
+fn bad_length(len: usize, want: usize, what: &str) -> StoreError {
+    StoreError::Corrupted(format!("{what} value of {len} bytes, expected {want}"))
+}

@@ -1,0 +1,180 @@
+//! What the log says about each partition: derived from its entries, held in memory, shared with the readers.
+
+use std::collections::HashMap;
+
+use super::index::IndexEntry;
+use crate::{
+    types::{Offset, PartitionId, ShardId, Timestamp},
+    wire::{BatchHeader, EntryHeader, EntryKind, entry::ENTRY_HEADER_LEN},
+};
+
+/// The extent of a partition's log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bounds {
+    /// The shard that holds it.
+    pub shard: ShardId,
+    /// The oldest offset that is kept. It may lie inside a batch.
+    pub start: Offset,
+    /// The offset of the next record, committed by this node or not.
+    pub end: Offset,
+    /// Stored bytes from the batch of `start` on, entry headers included.
+    pub bytes: u64,
+    /// When the oldest kept batch was taken; none when nothing is kept.
+    pub first_time: Option<Timestamp>,
+    /// The latest time at which a batch was taken, kept or not.
+    pub last_time: Timestamp,
+}
+
+/// A place in a partition's log.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Point {
+    pub(super) offset: Offset,
+    /// Bytes of the partition before the batch that holds the offset, since its beginning.
+    pub(super) bytes: u64,
+    /// The row of that batch; of no meaning at the end of the log.
+    pub(super) row: u64,
+}
+
+/// What is known of a partition, without its index.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Facts {
+    pub(super) shard: ShardId,
+    /// A `PartitionDrop` is in the log, but not applied yet.
+    pub(super) dropped: bool,
+    /// Readers see what lies from here on.
+    pub(super) start: Point,
+    /// The collector must keep what lies from here on: the start as of the applied entries.
+    pub(super) kept: Point,
+    pub(super) end: Offset,
+    /// Bytes since the beginning.
+    pub(super) bytes: u64,
+    pub(super) first_time: Timestamp,
+    pub(super) time_max: Timestamp,
+}
+
+impl Facts {
+    pub(super) fn bounds(&self) -> Bounds {
+        Bounds {
+            shard: self.shard,
+            start: self.start.offset,
+            end: self.end,
+            bytes: self.bytes - self.start.bytes,
+            first_time: (self.start.offset < self.end).then_some(self.first_time),
+            last_time: self.time_max,
+        }
+    }
+
+    /// Bytes that the collector must keep.
+    pub(super) fn live(&self) -> u64 {
+        self.bytes - self.kept.bytes
+    }
+}
+
+/// A partition with the part of its index that is not checkpointed yet.
+#[derive(Debug, Default)]
+pub(super) struct Partition {
+    pub(super) facts: Facts,
+    pub(super) tail: Vec<IndexEntry>,
+}
+
+/// All partitions of the node.
+#[derive(Debug, Default)]
+pub(super) struct View {
+    pub(super) partitions: HashMap<PartitionId, Partition>,
+    /// Bytes that the collector must keep, over all partitions.
+    pub(super) live: u64,
+}
+
+/// An entry of the log that ends the life of others, once it is applied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Ending {
+    Trim(PartitionId, Offset),
+    Drop(PartitionId),
+}
+
+impl View {
+    /// Takes over what an entry in `row` changes. Returns what it ends: finding a trim's place needs the disk, so that is
+    /// left to the caller.
+    ///
+    /// # Errors
+    /// What is wrong with the entry, if it does not fit the partition.
+    pub(super) fn apply(
+        &mut self,
+        row: u64,
+        header: &EntryHeader,
+        body: &[u8],
+    ) -> Result<Option<Ending>, String> {
+        let id = header.partition;
+        match header.kind {
+            EntryKind::Records => {
+                let batch = BatchHeader::decode(body).map_err(|e| e.to_string())?;
+                let len = (ENTRY_HEADER_LEN + body.len()) as u64;
+                let partition = self
+                    .partitions
+                    .entry(id)
+                    .or_insert_with(|| Partition::starting(header.shard, batch.base_offset));
+                partition.append(row, &batch, len)?;
+                self.live += len;
+            }
+            EntryKind::PartitionCreate => {
+                self.partitions
+                    .entry(id)
+                    .or_insert_with(|| Partition::starting(header.shard, Offset(0)));
+            }
+            EntryKind::PartitionDrop => {
+                if let Some(partition) = self.partitions.get_mut(&id) {
+                    partition.facts.dropped = true;
+                    return Ok(Some(Ending::Drop(id)));
+                }
+            }
+            EntryKind::Trim => {
+                let start =
+                    body.try_into().map(u64::from_be_bytes).map_err(|_| "malformed trim")?;
+                if self.partitions.contains_key(&id) {
+                    return Ok(Some(Ending::Trim(id, Offset(start))));
+                }
+            }
+            EntryKind::EpochStart | EntryKind::ProducerExpire => {}
+        }
+        Ok(None)
+    }
+
+    /// The partition, unless it is gone or going.
+    pub(super) fn get(&self, id: PartitionId) -> Option<&Partition> {
+        self.partitions.get(&id).filter(|partition| !partition.facts.dropped)
+    }
+}
+
+impl Partition {
+    fn starting(shard: ShardId, start: Offset) -> Self {
+        let point = Point { offset: start, bytes: 0, row: 0 };
+        let facts = Facts { shard, start: point, kept: point, end: start, ..Facts::default() };
+        Self { facts, tail: Vec::new() }
+    }
+
+    fn append(&mut self, row: u64, batch: &BatchHeader, len: u64) -> Result<(), String> {
+        let facts = &mut self.facts;
+        if batch.base_offset != facts.end {
+            return Err(format!("batch at offset {}, expected {}", batch.base_offset, facts.end));
+        }
+        if facts.start.offset == facts.end {
+            facts.start.row = row;
+            facts.first_time = batch.append_time;
+        }
+        if facts.kept.offset == facts.end {
+            facts.kept.row = row;
+        }
+        if self.tail.last().is_none_or(|last| last.row != row) {
+            self.tail.push(IndexEntry {
+                base: facts.end,
+                row,
+                time_before: facts.time_max,
+                bytes_before: facts.bytes,
+            });
+        }
+        facts.end = batch.end_offset();
+        facts.bytes += len;
+        facts.time_max = facts.time_max.max(batch.append_time);
+        Ok(())
+    }
+}

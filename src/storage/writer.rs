@@ -1,0 +1,298 @@
+//! The one that writes: packs entries into rows and commits them.
+
+use std::{
+    collections::{HashMap, HashSet, VecDeque},
+    sync::{PoisonError, atomic::Ordering::Relaxed},
+    time::Instant,
+};
+
+use super::{
+    error::{StoreError, guarded},
+    open::{begin, set_clean},
+    read::Store,
+    row::cut,
+    schema::{CHECKPOINT_BYTES, CHECKPOINT_ENTRIES, ROWS},
+    view::{Ending, Point},
+};
+use crate::{
+    types::{Epoch, Lsn, Offset, PartitionId, ShardId},
+    wire::{BadEntry, Entry, EntryHeader, EntryKind},
+};
+
+/// Writes the log. Belongs to one OS thread: its calls wait for the disk.
+#[derive(Debug)]
+pub struct Writer {
+    pub(super) store: Store,
+    pub(super) shards: Vec<ShardLog>,
+    pub(super) next_row: u64,
+    pub(super) dirty: HashSet<PartitionId>,
+    pub(super) garbage: Garbage,
+    /// Entries and bytes since the last checkpoint.
+    pub(super) since: (usize, usize),
+    pub(super) poisoned: bool,
+    buffer: Vec<u8>,
+}
+
+/// What is known of a shard's log.
+#[derive(Debug)]
+pub(super) struct ShardLog {
+    pub(super) end: Lsn,
+    pub(super) chain: u64,
+    pub(super) applied: Lsn,
+    /// The row that holds the entry at `applied`, as of the last checkpoint.
+    pub(super) replay_row: u64,
+    pub(super) epochs: Vec<(Epoch, Lsn)>,
+    /// First entry in each row from `replay_row` on.
+    pub(super) rows: VecDeque<(Lsn, u64)>,
+    /// What ends once its entry is applied.
+    pub(super) endings: VecDeque<(Lsn, PendingEnding)>,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(super) enum PendingEnding {
+    Trim(PartitionId, Point),
+    Drop(PartitionId),
+}
+
+/// Where the collector is.
+#[derive(Debug)]
+pub(super) struct Garbage {
+    /// Bytes that died since its last pass.
+    pub(super) dead: u64,
+    /// No row lies before this one.
+    pub(super) first_row: u64,
+    /// Where the pass under way goes on.
+    pub(super) cursor: Option<u64>,
+    /// The lowest live row may have changed.
+    pub(super) starts_moved: bool,
+}
+
+impl Writer {
+    pub(super) fn new(
+        store: Store,
+        shards: Vec<ShardLog>,
+        next_row: u64,
+        garbage: Garbage,
+    ) -> Self {
+        Self {
+            store,
+            shards,
+            next_row,
+            dirty: HashSet::new(),
+            garbage,
+            since: (0, 0),
+            poisoned: false,
+            buffer: Vec::new(),
+        }
+    }
+
+    /// Takes over what replay found behind the checkpoint.
+    pub(super) fn resume(&mut self, dirty: HashSet<PartitionId>, entries: usize, bytes: usize) {
+        self.dirty = dirty;
+        self.since = (entries, bytes);
+    }
+
+    /// Commits entries of any shards, each shard's in order. When it returns they survive a power cut, and readers see
+    /// them. Returns the new end of each shard that has entries among them.
+    ///
+    /// # Errors
+    /// [`StoreError`]; it is then unknown which entries are on disk, and every later call fails too.
+    ///
+    /// # Panics
+    /// If an entry does not follow the one before it in its shard or partition: the shard decides, the log only follows.
+    pub fn commit(&mut self, entries: &[Entry]) -> Result<Vec<(ShardId, Lsn)>, StoreError> {
+        if entries.is_empty() {
+            return Ok(Vec::new());
+        }
+        self.check_order(entries);
+        self.exclusively(|writer| writer.commit_all(entries))
+    }
+
+    /// Tells whether the log behind the last checkpoint has grown so far that a new one is due.
+    #[must_use]
+    pub fn checkpoint_due(&self) -> bool {
+        self.since.0 >= CHECKPOINT_ENTRIES || self.since.1 >= CHECKPOINT_BYTES
+    }
+
+    /// Closes the store and marks that it was closed.
+    ///
+    /// # Errors
+    /// [`StoreError`]; the log itself is safe, the mark is missing.
+    pub fn close(mut self) -> Result<(), StoreError> {
+        self.exclusively(|writer| set_clean(&writer.store.inner.db, true))
+    }
+
+    /// Position of the next entry of a shard.
+    #[must_use]
+    pub fn end_of(&self, shard: ShardId) -> Option<Lsn> {
+        self.shards.get(usize::from(shard.0)).map(|log| log.end)
+    }
+
+    /// Runs a write, and refuses all further ones if it fails.
+    pub(super) fn exclusively<T>(
+        &mut self,
+        work: impl FnOnce(&mut Self) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        if self.poisoned {
+            return Err(StoreError::Poisoned);
+        }
+        let done = guarded(|| work(self));
+        self.poisoned = done.is_err();
+        done
+    }
+
+    fn commit_all(&mut self, entries: &[Entry]) -> Result<Vec<(ShardId, Lsn)>, StoreError> {
+        let begun = Instant::now();
+        let cuts = cut(entries.iter().map(|entry| entry.header.entry_len()));
+        let txn = begin(&self.store.inner.db)?;
+        {
+            let mut rows = txn.open_table(ROWS)?;
+            for (row, range) in (self.next_row..).zip(&cuts) {
+                self.buffer.clear();
+                for entry in &entries[range.clone()] {
+                    entry.encode(&mut self.buffer);
+                }
+                rows.insert(row, &self.buffer[..])?;
+            }
+        }
+        txn.commit()?;
+        let nanos = u64::try_from(begun.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        let mut endings = Vec::new();
+        let mut bytes = 0;
+        {
+            let view = &self.store.inner.view;
+            let mut view = view.write().unwrap_or_else(PoisonError::into_inner);
+            for (row, range) in (self.next_row..).zip(&cuts) {
+                for Entry { header, body } in &entries[range.clone()] {
+                    let log = &mut self.shards[usize::from(header.shard.0)];
+                    log.take(row, header).map_err(|e| StoreError::Corrupted(e.to_string()))?;
+                    let ending = view.apply(row, header, body).map_err(StoreError::Corrupted)?;
+                    endings.extend(ending.map(|ending| (header.shard, header.lsn, ending)));
+                    self.dirty.insert(header.partition);
+                    bytes += header.entry_len();
+                    if header.kind != EntryKind::Records {
+                        self.garbage.dead += header.entry_len() as u64;
+                    }
+                }
+            }
+        }
+        self.next_row += cuts.len() as u64;
+        self.since = (self.since.0 + entries.len(), self.since.1 + bytes);
+        self.end(endings)?;
+        self.count(entries.len(), bytes, nanos);
+        Ok(self.ends(entries))
+    }
+
+    /// Finds the places of what entries end, and shows the new starts to the readers.
+    pub(super) fn end(&mut self, endings: Vec<(ShardId, Lsn, Ending)>) -> Result<(), StoreError> {
+        for (shard, lsn, ending) in endings {
+            let pending = match ending {
+                Ending::Drop(id) => PendingEnding::Drop(id),
+                Ending::Trim(id, offset) => match self.trim(id, offset)? {
+                    Some(point) => PendingEnding::Trim(id, point),
+                    None => continue,
+                },
+            };
+            self.shards[usize::from(shard.0)].endings.push_back((lsn, pending));
+        }
+        Ok(())
+    }
+
+    fn trim(&mut self, id: PartitionId, offset: Offset) -> Result<Option<Point>, StoreError> {
+        let Some(bounds) = self.store.bounds(id) else { return Ok(None) };
+        let offset = offset.min(bounds.end);
+        let point = match self.store.locate(id, offset) {
+            Ok(point) => point,
+            Err(super::ReadError::Store(error)) => return Err(error),
+            Err(error) => return Err(StoreError::Corrupted(error.to_string())),
+        };
+        if offset > bounds.start {
+            let time = self.store.time_of(id, offset);
+            let view = &self.store.inner.view;
+            let mut view = view.write().unwrap_or_else(PoisonError::into_inner);
+            if let Some(partition) = view.partitions.get_mut(&id) {
+                partition.facts.start = point;
+                partition.facts.first_time = time.unwrap_or(partition.facts.first_time);
+            }
+        }
+        Ok(Some(point))
+    }
+
+    fn ends(&self, entries: &[Entry]) -> Vec<(ShardId, Lsn)> {
+        let mut touched: Vec<ShardId> = entries.iter().map(|entry| entry.header.shard).collect();
+        touched.sort_unstable();
+        touched.dedup();
+        touched.into_iter().map(|s| (s, self.shards[usize::from(s.0)].end)).collect()
+    }
+
+    fn count(&self, entries: usize, bytes: usize, nanos: u64) {
+        let counters = &self.store.inner.counters;
+        counters.commits.fetch_add(1, Relaxed);
+        counters.entries.fetch_add(entries as u64, Relaxed);
+        counters.entry_bytes.fetch_add(bytes as u64, Relaxed);
+        counters.commit_nanos_last.store(nanos, Relaxed);
+        counters.commit_nanos_max.fetch_max(nanos, Relaxed);
+        counters.commit_nanos_sum.fetch_add(nanos, Relaxed);
+        self.show_garbage();
+    }
+
+    pub(super) fn show_garbage(&self) {
+        let counters = &self.store.inner.counters;
+        counters.rows_next.store(self.next_row, Relaxed);
+        counters.rows_first.store(self.garbage.first_row, Relaxed);
+        counters.dead.store(self.garbage.dead, Relaxed);
+    }
+
+    fn check_order(&self, entries: &[Entry]) {
+        let view = self.store.inner.view.read().unwrap_or_else(PoisonError::into_inner);
+        let mut shards = HashMap::new();
+        let mut ends: HashMap<PartitionId, Offset> = HashMap::new();
+        for Entry { header, body } in entries {
+            let Some(log) = self.shards.get(usize::from(header.shard.0)) else {
+                panic!("entry of shard {}, there are {}", header.shard, self.shards.len());
+            };
+            assert_eq!(body.len(), header.body_len as usize, "an entry is committed whole");
+            let (lsn, chain) = shards.entry(header.shard).or_insert((log.end, log.chain));
+            assert_eq!(header.lsn, *lsn, "entries of shard {} follow each other", header.shard);
+            assert_eq!(header.chain, header.chain_after(*chain), "entries of a shard are a chain");
+            (*lsn, *chain) = (lsn.next(), header.chain);
+            if header.kind != EntryKind::Records {
+                continue;
+            }
+            let Ok(batch) = crate::wire::BatchHeader::decode(body) else {
+                panic!("a records entry holds a batch that was checked when it came");
+            };
+            let end = ends.entry(header.partition).or_insert_with(|| {
+                view.partitions.get(&header.partition).map_or(batch.base_offset, |p| p.facts.end)
+            });
+            assert_eq!(
+                batch.base_offset, *end,
+                "batches of {} follow each other",
+                header.partition
+            );
+            *end = batch.end_offset();
+        }
+    }
+}
+
+impl ShardLog {
+    /// Takes over an entry that lies in `row`, if it follows the one before it.
+    pub(super) fn take(&mut self, row: u64, header: &EntryHeader) -> Result<(), BadEntry> {
+        if header.lsn != self.end || header.chain != header.chain_after(self.chain) {
+            let (shard, found, want) = (header.shard, header.lsn, self.end);
+            return Err(BadEntry::Chain { shard, found, want });
+        }
+        self.note_row(row, header.lsn);
+        if self.epochs.last().is_none_or(|(epoch, _)| *epoch != header.epoch) {
+            self.epochs.push((header.epoch, header.lsn));
+        }
+        (self.end, self.chain) = (header.lsn.next(), header.chain);
+        Ok(())
+    }
+
+    pub(super) fn note_row(&mut self, row: u64, lsn: Lsn) {
+        if self.rows.back().is_none_or(|(_, last)| *last != row) {
+            self.rows.push_back((lsn, row));
+        }
+    }
+}
