@@ -9,5 +9,6 @@
     clippy::print_stderr,
     reason = "what a test prints is shown when it fails"
 )]
+#![allow(clippy::unwrap_used, reason = "a failed step fails the test, by its line")]
 
 mod tidy;

@@ -15,6 +15,9 @@ fuzz_target!(|text: &str| {
 fn comes_back<T: FromStr + Display + PartialEq>(text: &str) {
     if let Ok(parsed) = text.parse::<T>() {
         let printed = parsed.to_string();
-        assert!(printed.parse::<T>().is_ok_and(|again| again == parsed), "{text:?} printed {printed:?}");
+        assert!(
+            printed.parse::<T>().is_ok_and(|again| again == parsed),
+            "{text:?} printed {printed:?}"
+        );
     }
 }

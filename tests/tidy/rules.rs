@@ -107,12 +107,12 @@ const FILE_LINES_MAX: usize = 700;
 const CODE_COLUMNS_MAX: usize = 110;
 const TEXT_COLUMNS_MAX: usize = 135;
 
-pub fn crates_of_table() -> impl Iterator<Item = &'static str> {
+pub(super) fn crates_of_table() -> impl Iterator<Item = &'static str> {
     CRATES.iter().map(|(name, _)| *name)
 }
 
 /// The rules for every Rust file of the tree.
-pub fn check_text(path: &str, text: &str) -> Vec<String> {
+pub(super) fn check_text(path: &str, text: &str) -> Vec<String> {
     let mut found = Vec::new();
     let lines = text.lines().count();
     if lines > FILE_LINES_MAX {
@@ -166,7 +166,7 @@ fn check_words(path: &str, text: &str) -> Vec<String> {
 }
 
 /// The import table and the rules of the pure layers, for a file below `src`.
-pub fn check_architecture(path: &str, text: &str) -> Vec<String> {
+pub(super) fn check_architecture(path: &str, text: &str) -> Vec<String> {
     let inside = path.trim_start_matches("src/").trim_end_matches(".rs");
     let inside = inside.trim_end_matches("/mod");
     if inside.ends_with("/tests") || inside.contains("/tests/") {

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 /// The text with comments, strings and characters blanked, line for line and byte for byte.
-pub fn code_only(text: &str) -> String {
+pub(super) fn code_only(text: &str) -> String {
     let bytes = text.as_bytes();
     let mut out = bytes.to_vec();
     let mut at = 0;
@@ -101,7 +101,7 @@ fn is_word_before(bytes: &[u8], at: usize) -> bool {
 }
 
 /// Blanks every item under `#[cfg(test)]`.
-pub fn without_tests(code: &str) -> String {
+pub(super) fn without_tests(code: &str) -> String {
     const MARK: &str = "#[cfg(test)]";
     let mut out = code.to_owned();
     while let Some(start) = out.find(MARK) {
@@ -138,13 +138,13 @@ fn blank(text: &mut String, range: Range<usize>) {
 
 /// A path that the code names, by its segments, and where.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Named {
-    pub line: usize,
-    pub segments: Vec<String>,
+pub(super) struct Named {
+    pub(super) line: usize,
+    pub(super) segments: Vec<String>,
 }
 
 /// Every path of two segments or more, imports included; those that start at a local name are left out.
-pub fn paths(code: &str) -> Vec<Named> {
+pub(super) fn paths(code: &str) -> Vec<Named> {
     let mut rest = code.to_owned();
     let mut imports = Vec::new();
     while let Some(start) = find_word(&rest, "use") {
@@ -255,7 +255,7 @@ fn words_after<'a>(code: &'a str, keyword: &'a str) -> impl Iterator<Item = Stri
 }
 
 /// Where this word stands by itself.
-pub fn find_word(text: &str, word: &str) -> Option<usize> {
+pub(super) fn find_word(text: &str, word: &str) -> Option<usize> {
     let bytes = text.as_bytes();
     text.match_indices(word).map(|(at, _)| at).find(|&at| {
         let after = at + word.len();
@@ -264,7 +264,7 @@ pub fn find_word(text: &str, word: &str) -> Option<usize> {
     })
 }
 
-pub fn line_of(text: &str, at: usize) -> usize {
+pub(super) fn line_of(text: &str, at: usize) -> usize {
     text[..at].bytes().filter(|b| *b == b'\n').count() + 1
 }
 
