@@ -2,6 +2,14 @@
 //!
 //! Modules stand in layer order: each may use only those above it, as ARCHITECTURE.md says and `tests/tidy.rs` checks.
 
+#![cfg_attr(
+    test,
+    allow(
+        clippy::disallowed_methods,
+        reason = "the bans are for the product; tests may use a clock"
+    )
+)]
+
 pub mod limits;
 #[cfg(feature = "server")]
 pub mod storage;

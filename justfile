@@ -1,0 +1,70 @@
+# Everything that is done with this repository, one word each. `just` lists them.
+set shell := ["bash", "-euo", "pipefail", "-c"]
+
+# Versions of tools that the recipes install when they are missing; .ci/run pins the same.
+deny_version := "0.20.2"
+fuzz_version := "0.13.2"
+deb_version := "3.8.0"
+
+default:
+    @just --list --unsorted
+
+# Format, lints, architecture and documentation: before each commit.
+check:
+    cargo fmt --check
+    cargo clippy --all-targets -- -D warnings
+    cargo test --test main tidy
+    RUSTDOCFLAGS='-D warnings' cargo doc --no-deps --document-private-items
+
+# The tests, as in the README and in CI. Words after it go to cargo: `just test --test main wire`.
+test *args:
+    cargo test {{ args }}
+
+# Fuzz one target for this many seconds: `just fuzz frame_decode 60`.
+fuzz target secs="60": (_tool "cargo-fuzz" fuzz_version)
+    cargo +nightly fuzz run {{ target }} -- -max_total_time={{ secs }} -timeout=10 -rss_limit_mb=1024
+
+# Fuzz every target, this many seconds each.
+fuzz-all secs="60": (_tool "cargo-fuzz" fuzz_version)
+    packaging/fuzz-all {{ secs }}
+
+# Throughput and latency beside what the disk and a bare quinn give. Words after it go to `dunlin bench`.
+bench *args:
+    cargo run --release --quiet -- bench {{ args }}
+
+# A broker of its own, killed in the middle, and a verdict.
+demo *args:
+    cargo run --release -- demo {{ args }}
+
+# Any command of the program: `just run topic list`.
+run *args:
+    cargo run -- {{ args }}
+
+# The Debian package, checked by lintian; the last line says where it lies.
+deb: (_tool "cargo-deb" deb_version)
+    packaging/deb
+
+# Install the package in a booted Debian, and try start, kill -9, bad configuration, upgrade, remove, purge. Needs root.
+appliance: deb
+    packaging/appliance
+
+# The units: mistakes and exposure.
+units:
+    packaging/check-units
+
+# Licences, sources, bans, and known vulnerabilities where the advisory database can be reached.
+advisories: (_tool "cargo-deny" deny_version)
+    cargo deny check
+
+# What CI runs.
+ci:
+    bash .ci/run
+
+# Line coverage of the tests. Needs llvm tools of the version that rustc was built with (Debian: llvm-NN).
+cover: (_tool "cargo-llvm-cov" "0.9.1")
+    cargo llvm-cov --html
+    @echo target/llvm-cov/html/index.html
+
+_tool name version:
+    @[[ $({{ name }} {{ trim_start_match(name, "cargo-") }} --version 2>/dev/null) == *{{ version }}* ]] \
+        || cargo install --locked {{ name }} --version {{ version }}
