@@ -11,8 +11,6 @@
 )]
 
 pub mod limits;
-#[cfg(feature = "server")]
-pub mod storage;
 pub mod types;
 pub mod wire;
 
@@ -20,3 +18,18 @@ pub mod broker;
 pub mod replication;
 
 pub mod net;
+#[cfg(feature = "server")]
+pub mod storage;
+
+#[cfg(feature = "server")]
+pub mod cluster;
+#[cfg(feature = "server")]
+pub mod config;
+
+#[cfg(feature = "server")]
+pub mod server;
+
+pub use server::Server;
+
+/// Name and version of this program, as peers are told.
+pub const SOFTWARE: &str = concat!("dunlin/", env!("CARGO_PKG_VERSION"));

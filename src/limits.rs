@@ -59,6 +59,17 @@ pub const PRODUCER_IDLE_MAX: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 /// Batches of one producer in one partition that can be recognised when sent again; also the most it may have in flight there.
 pub const PRODUCER_BATCHES_REMEMBERED: usize = 64;
 
+/// How often topics are trimmed by their retention.
+pub const RETENTION_INTERVAL: Duration = Duration::from_secs(5);
+/// How often free space is measured: a disk at the low mark must not fill up in between.
+pub const DISK_CHECK_INTERVAL: Duration = Duration::from_secs(1);
+/// Silent producers forgotten in one round of a shard; the others wait for the next.
+pub const EXPIRIES_PER_ROUND_MAX: usize = 1_000;
+/// How long a starting node waits for its disk to take the first commit.
+pub const RECOVERY_MAX: Duration = Duration::from_secs(60);
+/// Commands in the metadata log before it is replaced by a snapshot.
+pub const META_LOG_LEN_MAX: u64 = 500;
+
 // ---- connections ----
 
 /// Default UDP port.
@@ -67,7 +78,7 @@ pub const PORT_DEFAULT: u16 = 7440;
 pub const HTTP_PORT_DEFAULT: u16 = 7441;
 /// Batches of one publish stream that may wait for their ack. The node reads no further until one is acked.
 pub const PUBLISH_WINDOW_BATCHES: u32 = 4_096;
-/// Bytes of one publish stream that may wait for their ack.
+/// Bytes of one connection that may wait for their ack, over all its publish streams.
 pub const PUBLISH_WINDOW_BYTES: u32 = 4 * 1024 * 1024;
 /// A connection without any packet for this long is dead.
 pub const IDLE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -89,5 +100,9 @@ pub const CONNECTIONS_DEFAULT: u32 = 4_096;
 pub const HANDSHAKES_PER_ADDRESS_DEFAULT: u32 = 50;
 /// Addresses whose handshakes are counted; when full, the one seen longest ago is forgotten.
 pub const HANDSHAKE_ADDRESSES_MAX: usize = 4_096;
+/// Newest batches kept in memory for readers that are at the end of their partition; older ones are read from the disk.
+pub const TAIL_CACHE_BYTES_MAX: usize = 8 * 1024 * 1024;
+/// Topics of one page of a list: each takes at most 600 bytes, so that a page fits a control frame.
+pub const LIST_PAGE_MAX: u32 = 200;
 /// Bytes read from the log for one reader at a time: enough to keep a link busy, little enough for 1,000 readers.
 pub const READ_BYTES_MAX: usize = 256 * 1024;

@@ -6,6 +6,7 @@
 pub mod address;
 pub mod authority;
 pub mod endpoint;
+pub mod frames;
 pub mod handshakes;
 pub mod identity;
 pub mod secret_file;

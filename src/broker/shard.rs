@@ -80,6 +80,8 @@ pub struct Recovery {
     pub end: LogEnd,
     /// The last epoch in the log.
     pub epoch: Epoch,
+    /// Entries below this were known to be committed.
+    pub applied: Lsn,
     /// Partitions: oldest kept offset, offset behind the newest record, newest append time.
     pub partitions: Vec<(PartitionId, Offset, Offset, Timestamp)>,
     /// Producer state of the last checkpoint.
@@ -148,7 +150,7 @@ impl<W> Shard<W> {
         out: &mut Vec<Effect<W>>,
     ) -> Result<Self, BadEntry> {
         assert!(set.epoch > found.epoch, "an epoch of the log is never resumed");
-        let primary = Primary::begin(me, set, found.end, Lsn(0));
+        let primary = Primary::begin(me, set, found.end, found.applied);
         let mut shard = Self {
             id,
             me,
@@ -306,6 +308,12 @@ impl<W> Shard<W> {
     #[must_use]
     pub fn log(&self) -> (LogEnd, Lsn) {
         (self.primary.end(), self.primary.high_watermark())
+    }
+
+    /// Whether the end of the log is known to be committed.
+    #[must_use]
+    pub fn is_recovered(&self) -> bool {
+        self.primary.is_recovered()
     }
 
     /// Batches that wait for their ack.

@@ -5,7 +5,10 @@ use serde::{Deserialize, Serialize};
 use super::site::TopicRecord;
 use crate::{
     limits::{PARTITIONS_MAX, PARTITIONS_PER_TOPIC_MAX, TOPICS_MAX},
-    types::{Incarnation, NodeId, NodeName, ShardId, SiteName, Timestamp, TopicId, TopicName, TopicSettings},
+    types::{
+        Incarnation, NodeId, NodeName, ShardId, SiteName, Timestamp, TopicId, TopicName,
+        TopicSettings,
+    },
     wire::{Code, Detail, Fault, RetentionChange},
 };
 
@@ -145,9 +148,12 @@ impl MetaReject {
             Self::Partitions(_) | Self::Retention(_) => Fault::new(Code::Invalid, message),
             Self::TooManyTopics => Fault::new(Code::LimitReached, message)
                 .with_detail(Detail { limit: Some(TOPICS_MAX as u64), ..Detail::default() }),
-            Self::TooManyPartitions(_) => Fault::new(Code::LimitReached, message).with_detail(
-                Detail { limit: Some(u64::from(PARTITIONS_MAX)), ..Detail::default() },
-            ),
+            Self::TooManyPartitions(_) => {
+                Fault::new(Code::LimitReached, message).with_detail(Detail {
+                    limit: Some(u64::from(PARTITIONS_MAX)),
+                    ..Detail::default()
+                })
+            }
             Self::OtherSite(_)
             | Self::OtherShards { .. }
             | Self::NotFounded

@@ -97,8 +97,7 @@ impl SiteState {
             }
             MetaCommand::CreateTopic { name, settings, now } => self.create(name, settings, now),
             MetaCommand::SetTopic { name, change } => {
-                let topic =
-                    self.topics.get_mut(&name).ok_or_else(|| MetaReject::UnknownTopic(name))?;
+                let topic = self.topics.get_mut(&name).ok_or(MetaReject::UnknownTopic(name))?;
                 let retention = change.apply(&topic.settings.retention);
                 check_retention(&retention)?;
                 topic.settings.retention = retention;
@@ -194,8 +193,7 @@ impl SiteState {
         incarnation: Incarnation,
     ) -> Result<MetaOutcome, MetaReject> {
         let registered = self.nodes.get(&node).is_some_and(|n| n.incarnation == incarnation);
-        let shard =
-            self.shards.get_mut(usize::from(id.0)).ok_or(MetaReject::UnknownShard(id))?;
+        let shard = self.shards.get_mut(usize::from(id.0)).ok_or(MetaReject::UnknownShard(id))?;
         if shard.version != expected {
             return Err(MetaReject::StaleVersion { shard: id, have: shard.version, expected });
         }
@@ -278,7 +276,10 @@ fn located(
     shards: &[ShardId],
     shard: ShardId,
 ) -> impl Iterator<Item = PartitionId> + '_ {
-    (0..).zip(shards).filter(move |(_, s)| **s == shard).map(move |(index, _)| PartitionId { topic, index })
+    (0..)
+        .zip(shards)
+        .filter(move |(_, s)| **s == shard)
+        .map(move |(index, _)| PartitionId { topic, index })
 }
 
 fn check_retention(retention: &Retention) -> Result<(), MetaReject> {

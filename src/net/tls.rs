@@ -18,6 +18,7 @@ use tracing::warn;
 
 use super::{
     authority::{CA_CERTIFICATE_FILE, IssuedCertificate, NODE_SERVER_NAME},
+    identity::{BadIdentity, Identity},
     secret_file::{self, FileError},
 };
 
@@ -52,6 +53,16 @@ impl Credentials {
                 key_pem: secret_file::read_private(&dir.join(NODE_KEY_FILE))?,
             }),
         })
+    }
+
+    /// Who this side is; none for an anonymous client.
+    ///
+    /// # Errors
+    /// If the certificate names nobody.
+    pub fn identity(&self) -> Result<Option<Identity>, TlsError> {
+        let Some(own) = &self.own else { return Ok(None) };
+        let (chain, _) = Self::chain_and_key(own)?;
+        Ok(chain.first().map(Identity::from_certificate).transpose()?)
     }
 
     fn trust(&self) -> Result<Arc<RootCertStore>, TlsError> {
@@ -234,6 +245,9 @@ pub enum TlsError {
         /// Which part of the credentials.
         what: &'static str,
     },
+    /// The certificate does not say whose it is.
+    #[error(transparent)]
+    Identity(#[from] BadIdentity),
     /// A node needs one.
     #[error("a node needs a certificate and its key")]
     NoCertificate,

@@ -190,7 +190,7 @@ pub struct Fault {
     pub hint: Option<String>,
     /// For programs.
     #[serde(default)]
-    pub detail: Detail,
+    pub detail: Box<Detail>,
 }
 
 impl Fault {
@@ -203,7 +203,7 @@ impl Fault {
             retry: code.retry(),
             message: message.into(),
             hint: None,
-            detail: Detail::default(),
+            detail: Box::default(),
         }
     }
 
@@ -217,7 +217,7 @@ impl Fault {
     /// Adds numbers for programs.
     #[must_use]
     pub fn with_detail(mut self, detail: Detail) -> Self {
-        self.detail = detail;
+        *self.detail = detail;
         self
     }
 }

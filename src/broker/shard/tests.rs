@@ -133,6 +133,7 @@ impl World {
         Recovery {
             end: LogEnd { lsn: last.lsn.next(), chain: last.chain },
             epoch: last.epoch,
+            applied: Lsn(0),
             partitions: bounds.into_iter().map(|(id, (s, e, t))| (id, s, e, t)).collect(),
             producers: vec![],
             tail: self.log,
@@ -229,6 +230,7 @@ fn a_checkpoint_and_the_tail_make_the_same_state() {
     let checkpoint = world.shard.checkpoint();
     let mut found = world.crash();
     found.tail.retain(|e| e.header.lsn >= checkpoint.applied);
+    found.applied = checkpoint.applied;
     for (partition, producer, state) in checkpoint.put {
         found.add_producer(partition, producer, &state).expect("own work");
     }

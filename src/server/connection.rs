@@ -1,0 +1,313 @@
+//! Connections: who may come in, and what each of their streams is for.
+
+use std::{path::PathBuf, sync::Arc};
+
+use quinn::{Connection, Endpoint, Incoming, RecvStream, SendStream, VarInt};
+use tokio::{
+    sync::Semaphore,
+    time::{error::Elapsed, timeout},
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use super::{
+    engine::Engine,
+    publish::PublishStream,
+    request,
+    streams::{self, StreamError},
+    subscribe::SubscribeStream,
+};
+use crate::{
+    limits::{
+        BATCH_LEN_MAX, CONTROL_FRAME_LEN_MAX, DRAIN_MAX, HELLO_TIMEOUT, REQUEST_TIMEOUT,
+        REQUESTS_PER_CONNECTION_MAX,
+    },
+    net::{Handshakes, Identity, frames::FrameReader},
+    types::{NodeName, SiteName, TopicSettings},
+    wire::{
+        Answer, CloseCode, Code, Fault, Frame, FrameType, GoAway, Hello, NodeInfo,
+        PROTOCOL_VERSION, PROTOCOL_VERSION_MIN, Welcome, WireLimits, cbor,
+    },
+};
+
+/// What all connections of a node share.
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub(super) engine: Arc<Engine>,
+    pub(super) site: SiteName,
+    pub(super) node: NodeName,
+    pub(super) addresses: Vec<String>,
+    pub(super) data_dir: PathBuf,
+    pub(super) topic_defaults: TopicSettings,
+    pub(super) allow_anonymous: bool,
+    pub(super) connections_max: usize,
+    pub(super) streams_max: u32,
+    pub(super) inflight_bytes_max: u32,
+    /// One task each; the server's stop waits for them.
+    pub(super) connections: TaskTracker,
+    /// Set when the node stops: streams answer what they have taken, and end.
+    pub(super) stopping: CancellationToken,
+}
+
+/// One connection.
+struct Client {
+    shared: Arc<Shared>,
+    connection: Connection,
+    name: String,
+    streams: TaskTracker,
+    requests: Arc<Semaphore>,
+    inflight_bytes: Arc<Semaphore>,
+}
+
+/// Takes connections until the endpoint closes or the node stops.
+pub(super) async fn accept(shared: Arc<Shared>, endpoint: Endpoint, per_second: u32) {
+    let mut unproven = Handshakes::new(per_second);
+    let mut proven = Handshakes::new(per_second);
+    loop {
+        let incoming = tokio::select! {
+            incoming = endpoint.accept() => incoming,
+            () = shared.stopping.cancelled() => None,
+        };
+        let Some(incoming) = incoming else { return };
+        let address = incoming.remote_address();
+        if shared.connections.len() >= shared.connections_max {
+            shared.engine.metrics.refused("connections");
+            tracing::warn!(%address, max = shared.connections_max, "connection refused, the node is full");
+            incoming.refuse();
+            continue;
+        }
+        let now = shared.engine.clock.monotonic();
+        if !incoming.remote_address_validated() {
+            // A forged address must not use up another's share: past the limit the sender first proves that it is there.
+            if !unproven.allow(address.ip(), now) {
+                // Fails only for an address that is proven.
+                let _ = incoming.retry();
+                continue;
+            }
+        } else if !proven.allow(address.ip(), now) {
+            shared.engine.metrics.refused("handshakes");
+            tracing::debug!(%address, "handshake refused, too many from this address");
+            incoming.refuse();
+            continue;
+        }
+        let task = serve(Arc::clone(&shared), incoming);
+        shared.connections.spawn(task);
+    }
+}
+
+async fn serve(shared: Arc<Shared>, incoming: Incoming) {
+    let address = incoming.remote_address();
+    let handshake = async { incoming.accept()?.await };
+    let connection = match timeout(HELLO_TIMEOUT, handshake).await {
+        Ok(Ok(connection)) => connection,
+        Ok(Err(error)) => {
+            shared.engine.metrics.refused("handshake");
+            tracing::info!(%address, %error, "handshake failed");
+            return;
+        }
+        Err(Elapsed { .. }) => {
+            shared.engine.metrics.refused("timeout");
+            tracing::info!(%address, "handshake took too long");
+            return;
+        }
+    };
+    shared.engine.metrics.connected(1);
+    let client = match Client::admit(Arc::clone(&shared), connection.clone()) {
+        Ok(client) => client,
+        Err(reason) => {
+            tracing::warn!(%address, reason, "connection refused");
+            close(&connection, CloseCode::Forbidden, &reason);
+            shared.engine.metrics.connected(-1);
+            return;
+        }
+    };
+    client.run().await;
+    shared.engine.metrics.connected(-1);
+}
+
+impl Client {
+    fn admit(shared: Arc<Shared>, connection: Connection) -> Result<Arc<Self>, String> {
+        let identity = Identity::of_peer(&connection).map_err(|error| error.to_string())?;
+        let name = match identity {
+            Some(identity) if identity.site != shared.site => {
+                return Err(format!("certificate is of site '{}'", identity.site));
+            }
+            Some(identity) => identity.to_uri(),
+            None if shared.allow_anonymous => "anonymous".to_owned(),
+            None => return Err("no client certificate".to_owned()),
+        };
+        let inflight = shared.inflight_bytes_max as usize;
+        Ok(Arc::new(Self {
+            shared,
+            connection,
+            name,
+            streams: TaskTracker::new(),
+            requests: Arc::new(Semaphore::new(REQUESTS_PER_CONNECTION_MAX as usize)),
+            inflight_bytes: Arc::new(Semaphore::new(inflight)),
+        }))
+    }
+
+    async fn run(self: Arc<Self>) {
+        let address = self.connection.remote_address();
+        let (mut control, input, hello) = match self.hello().await {
+            Ok(hello) => hello,
+            Err((code, reason)) => {
+                tracing::info!(%address, client = %self.name, reason, "connection refused");
+                close(&self.connection, code, &reason);
+                return;
+            }
+        };
+        tracing::debug!(%address, client = %self.name, software = hello.software, "client connected");
+        // Kept until the end: dropping it would tell the client to stop.
+        let _input = input;
+        loop {
+            tokio::select! {
+                stream = self.connection.accept_bi() => match stream {
+                    Ok((output, input)) => {
+                        let client = Arc::clone(&self);
+                        self.streams.spawn(async move { client.stream(output, input).await });
+                    }
+                    Err(error) => {
+                        tracing::debug!(%address, client = %self.name, %error, "client left");
+                        break;
+                    }
+                },
+                () = self.shared.stopping.cancelled() => {
+                    self.say_goodbye(&mut control).await;
+                    break;
+                }
+            }
+        }
+        self.streams.close();
+        self.streams.wait().await;
+    }
+
+    async fn hello(&self) -> Result<(SendStream, FrameReader, Hello), (CloseCode, String)> {
+        let exchange = async {
+            let (mut output, input) = self
+                .connection
+                .accept_bi()
+                .await
+                .map_err(|e| (CloseCode::Protocol, e.to_string()))?;
+            let mut input = FrameReader::new(input);
+            let frame = input.next().await.map_err(|e| (CloseCode::Protocol, e.to_string()))?;
+            let Some(Frame { kind: FrameType::Hello, body }) = frame else {
+                return Err((CloseCode::Protocol, "the first frame is no hello".to_owned()));
+            };
+            let hello: Hello =
+                cbor::get(&body).map_err(|e| (CloseCode::Protocol, e.to_string()))?;
+            let (min, max) = (hello.version_min, hello.version_max);
+            if min > PROTOCOL_VERSION || max < PROTOCOL_VERSION_MIN {
+                let reason = format!(
+                    "client speaks versions {min} to {max}, this node {PROTOCOL_VERSION_MIN} to {PROTOCOL_VERSION}"
+                );
+                return Err((CloseCode::Version, reason));
+            }
+            let welcome = self.welcome(max.min(PROTOCOL_VERSION));
+            let sent = streams::send(&mut output, FrameType::Welcome, &welcome).await;
+            sent.map_err(|e| (CloseCode::Protocol, e.to_string()))?;
+            Ok((output, input, hello))
+        };
+        match timeout(HELLO_TIMEOUT, exchange).await {
+            Ok(result) => result,
+            Err(Elapsed { .. }) => Err((CloseCode::HelloTimeout, "no hello in time".to_owned())),
+        }
+    }
+
+    fn welcome(&self, version: u16) -> Welcome {
+        let shared = &self.shared;
+        let node = NodeInfo {
+            id: shared.engine.me,
+            name: shared.node.to_string(),
+            addresses: shared.addresses.clone(),
+        };
+        Welcome {
+            version,
+            software: crate::SOFTWARE.to_owned(),
+            site: shared.site.to_string(),
+            node: shared.node.to_string(),
+            node_id: shared.engine.me,
+            you: (self.name != "anonymous").then(|| self.name.clone()),
+            features: vec![],
+            limits: WireLimits {
+                batch_len_max: u32::try_from(BATCH_LEN_MAX).unwrap_or(u32::MAX),
+                control_len_max: u32::try_from(CONTROL_FRAME_LEN_MAX).unwrap_or(u32::MAX),
+                streams_max: shared.streams_max,
+            },
+            nodes: vec![node],
+        }
+    }
+
+    async fn say_goodbye(&self, control: &mut SendStream) {
+        let goodbye = GoAway {
+            reason: "the node is stopping".to_owned(),
+            within_ms: u32::try_from(DRAIN_MAX.as_millis()).unwrap_or(u32::MAX),
+            nodes: vec![],
+        };
+        // A client that does not listen learns it from the end of its streams.
+        let _ = streams::send(control, FrameType::GoAway, &goodbye).await;
+    }
+
+    /// Serves one stream: its first frame says what it is for.
+    async fn stream(&self, mut output: SendStream, input: RecvStream) {
+        let mut input = FrameReader::new(input);
+        let first = match timeout(REQUEST_TIMEOUT, input.next()).await {
+            Ok(Ok(Some(first))) => first,
+            // Ended before it said anything.
+            Ok(Ok(None)) => return drop(streams::finish(&mut output)),
+            Ok(Err(error)) => return streams::end(&mut output, error.into()).await,
+            Err(Elapsed { .. }) => {
+                let fault =
+                    Fault::new(Code::Timeout, "the stream's first frame did not come in time");
+                return streams::end(&mut output, fault.into()).await;
+            }
+        };
+        let kind = first.kind;
+        let ended = match kind {
+            FrameType::Request => self.request(&first, &mut output).await,
+            FrameType::PublishOpen => match cbor::get(&first.body) {
+                Ok(open) => {
+                    let stream = PublishStream {
+                        engine: &self.shared.engine,
+                        connection_bytes: &self.inflight_bytes,
+                        connection_bytes_max: self.shared.inflight_bytes_max,
+                        stopping: &self.shared.stopping,
+                    };
+                    stream.serve(open, input, &mut output).await
+                }
+                Err(error) => Err(streams::malformed(&error).into()),
+            },
+            FrameType::SubscribeOpen => match cbor::get(&first.body) {
+                Ok(open) => {
+                    let stopping = &self.shared.stopping;
+                    let stream = SubscribeStream { engine: &self.shared.engine, stopping };
+                    stream.serve(open, input, &mut output).await
+                }
+                Err(error) => Err(streams::malformed(&error).into()),
+            },
+            kind => Err(streams::unexpected(kind).into()),
+        };
+        if let Err(error) = ended {
+            tracing::debug!(client = %self.name, ?kind, %error, "stream ended early");
+            streams::end(&mut output, error).await;
+        }
+        // What was sent is delivered before the task ends, so that a node that stops loses no answer.
+        let _ = timeout(DRAIN_MAX, output.stopped()).await;
+    }
+
+    async fn request(&self, first: &Frame, output: &mut SendStream) -> Result<(), StreamError> {
+        let Ok(_permit) = self.requests.acquire().await else {
+            return Err(streams::stopping().into());
+        };
+        let answer = match cbor::get(&first.body) {
+            Ok(request) => request::answer(&self.shared, request).await,
+            Err(error) => Answer::Fault(streams::malformed(&error)),
+        };
+        streams::send(output, FrameType::Answer, &answer).await?;
+        streams::finish(output)
+    }
+}
+
+/// Closes a connection with a code and a reason for people.
+pub(super) fn close(connection: &Connection, code: CloseCode, reason: &str) {
+    connection.close(VarInt::from_u32(code.code()), reason.as_bytes());
+}

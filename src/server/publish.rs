@@ -1,0 +1,235 @@
+//! A publish stream: batches in, acks out.
+
+use std::{convert::Infallible, sync::Arc};
+
+use bytes::{Bytes, BytesMut};
+use quinn::SendStream;
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    acks::{AckHandle, AckQueue, Outcome, Permits},
+    engine::Engine,
+    metrics::Metrics,
+    streams::{self, StreamError},
+    topics::{Partition, Topic},
+};
+use crate::{
+    broker::{PublishInput, Waiter},
+    limits::{BATCH_LEN_MAX, PUBLISH_WINDOW_BATCHES, PUBLISH_WINDOW_BYTES},
+    net::frames::FrameReader,
+    types::Acks,
+    wire::{
+        BadBatch, Batch, BatchHeader, Code, Compression, Detail, Fault, FrameType, Nack, Publish,
+        PublishOk, PublishOpen, entry::ENTRY_HEADER_LEN, put_control,
+    },
+};
+
+/// What one publish stream works with.
+pub(super) struct PublishStream<'a> {
+    pub(super) engine: &'a Engine,
+    /// Bytes that this connection may have waiting for acks.
+    pub(super) connection_bytes: &'a Arc<Semaphore>,
+    pub(super) connection_bytes_max: u32,
+    pub(super) stopping: &'a CancellationToken,
+}
+
+struct Settings {
+    topic: Arc<Topic>,
+    acks: Acks,
+    require_copies: u32,
+}
+
+impl PublishStream<'_> {
+    /// Serves the stream to its end.
+    pub(super) async fn serve(
+        &self,
+        open: PublishOpen,
+        mut input: FrameReader,
+        output: &mut SendStream,
+    ) -> Result<(), StreamError> {
+        let topic = streams::topic(self.engine, &open.topic)?;
+        let ok = PublishOk {
+            topic_id: topic.id,
+            partitions: topic.settings.partitions,
+            window_batches: PUBLISH_WINDOW_BATCHES,
+            window_bytes: PUBLISH_WINDOW_BYTES.min(self.connection_bytes_max),
+        };
+        let settings =
+            Settings { topic, acks: open.acks, require_copies: open.require_copies.unwrap_or(0) };
+        streams::send(output, FrameType::PublishOk, &ok).await?;
+
+        let outcomes = Arc::new(AckQueue::default());
+        let window = Arc::new(Semaphore::new(PUBLISH_WINDOW_BATCHES as usize));
+        let reading = self.read(&settings, &mut input, &outcomes, &window);
+        let writing = write(&outcomes, output, &self.engine.metrics);
+        match serve_both(reading, writing, &window).await? {
+            Ok(()) => streams::finish(output),
+            Err(StreamError::Fault(fault)) => streams::fail(output, fault).await,
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn read(
+        &self,
+        settings: &Settings,
+        input: &mut FrameReader,
+        outcomes: &Arc<AckQueue>,
+        window: &Arc<Semaphore>,
+    ) -> Result<(), StreamError> {
+        for index in 0.. {
+            let frame = tokio::select! {
+                biased;
+                () = self.stopping.cancelled() => return Err(streams::stopping().into()),
+                frame = input.next() => frame?,
+            };
+            let Some(frame) = frame else { return Ok(()) };
+            if frame.kind != FrameType::Publish {
+                return Err(streams::unexpected(frame.kind).into());
+            }
+            let publish = Publish::decode(frame.body).map_err(|e| streams::malformed(&e))?;
+            let permits = self.permits(publish.batch.len(), window).await?;
+            let handle = AckHandle { queue: Arc::clone(outcomes), permits };
+            match self.admit(settings, &publish) {
+                Ok((partition, header)) => {
+                    self.hand_over(settings, partition, header, publish.batch, index, handle).await;
+                }
+                Err(fault) => handle.refuse(index, fault),
+            }
+        }
+        Ok(())
+    }
+
+    async fn permits(&self, len: usize, window: &Arc<Semaphore>) -> Result<Permits, StreamError> {
+        let bytes = u32::try_from(len).unwrap_or(u32::MAX).min(self.connection_bytes_max);
+        let window = Arc::clone(window).acquire_owned().await;
+        let bytes = Arc::clone(self.connection_bytes).acquire_many_owned(bytes).await;
+        match (window, bytes) {
+            (Ok(window), Ok(bytes)) => Ok([window, bytes]),
+            _ => Err(streams::stopping().into()),
+        }
+    }
+
+    /// Everything that can be said of a batch before its shard sees it.
+    fn admit<'t>(
+        &self,
+        settings: &'t Settings,
+        publish: &Publish,
+    ) -> Result<(&'t Arc<Partition>, BatchHeader), Fault> {
+        let topic = &settings.topic;
+        let index = usize::try_from(publish.partition).unwrap_or(usize::MAX);
+        let Some(partition) = topic.partitions.get(index) else {
+            let (name, count) = (&topic.name, topic.partitions.len());
+            let message =
+                format!("topic '{name}' has {count} partitions, there is no {}", publish.partition);
+            return Err(Fault::new(Code::UnknownPartition, message)
+                .with_detail(Detail { limit: Some(count as u64), ..Detail::default() }));
+        };
+        if partition.is_dropped() {
+            return Err(streams::unknown_topic(&topic.name));
+        }
+        if self.engine.is_disk_low() {
+            return Err(Fault::new(
+                Code::DiskFull,
+                "the node's disk is low, publishes are refused",
+            )
+            .with_hint("free space on the node, or shorten retention: dunlin topic set"));
+        }
+        let header = check_batch(&publish.batch).map_err(|error| bad_batch(&error))?;
+        Ok((partition, header))
+    }
+
+    async fn hand_over(
+        &self,
+        settings: &Settings,
+        partition: &Partition,
+        header: BatchHeader,
+        bytes: Bytes,
+        index: u64,
+        handle: AckHandle,
+    ) {
+        let Ok(room) = self.engine.queue.reserve(bytes.len() + ENTRY_HEADER_LEN).await else {
+            handle.refuse(index, streams::stopping());
+            return;
+        };
+        self.engine.metrics.published(header.records, bytes.len());
+        // A copy of its own: the batch must not keep the stream's whole buffer in memory.
+        let batch = BytesMut::from(&bytes[..]);
+        let input = PublishInput {
+            waiter: Waiter { handle, index },
+            partition: partition.id,
+            acks: settings.acks,
+            require_copies: settings.require_copies,
+            header,
+            batch,
+        };
+        self.engine.publish(partition.shard, input, room);
+    }
+}
+
+/// Reads to the end of what the client sends, and writes until all of it is answered.
+async fn serve_both(
+    reading: impl Future<Output = Result<(), StreamError>>,
+    writing: impl Future<Output = Result<Infallible, StreamError>>,
+    window: &Semaphore,
+) -> Result<Result<(), StreamError>, StreamError> {
+    tokio::pin!(reading, writing);
+    let ended = tokio::select! {
+        ended = &mut reading => ended,
+        // The writer ends by an error alone: the client reads no more, so nothing is to be read from it.
+        Err(error) = &mut writing => return Err(error),
+    };
+    tokio::select! {
+        _ = window.acquire_many(PUBLISH_WINDOW_BATCHES) => Ok(ended),
+        Err(error) = &mut writing => Err(error),
+    }
+}
+
+/// Checks a batch. Records of a body that is not compressed are checked one by one, so that a broken producer is told at once. A
+/// compressed body is left to its readers: the node does no work that the producer has chosen the size of.
+fn check_batch(bytes: &Bytes) -> Result<BatchHeader, BadBatch> {
+    let batch = Batch::parse(bytes.clone())?;
+    if batch.header().compression == Compression::None {
+        for record in batch.records()? {
+            record?;
+        }
+    }
+    Ok(*batch.header())
+}
+
+fn bad_batch(error: &BadBatch) -> Fault {
+    let code = match error {
+        BadBatch::TooLarge { .. } | BadBatch::BodyTooLarge(_) => Code::RecordTooLarge,
+        _ => Code::BadBatch,
+    };
+    let detail = match code {
+        Code::RecordTooLarge => Detail { limit: Some(BATCH_LEN_MAX as u64), ..Detail::default() },
+        _ => Detail::default(),
+    };
+    Fault::new(code, error.to_string()).with_detail(detail)
+}
+
+/// Sends outcomes as they come, as many as there are in one write. Ends by an error alone.
+async fn write(
+    outcomes: &AckQueue,
+    output: &mut SendStream,
+    metrics: &Metrics,
+) -> Result<Infallible, StreamError> {
+    let mut buffer = BytesMut::new();
+    loop {
+        let ready = outcomes.take().await;
+        for (outcome, _) in &ready {
+            match outcome {
+                Outcome::Stored(ack) => ack.encode(&mut buffer),
+                Outcome::Refused { index, fault } => {
+                    metrics.publish_refused(fault.code.name());
+                    let nack = Nack { index: *index, fault: fault.clone() };
+                    put_control(FrameType::Nack, &nack, &mut buffer);
+                }
+            }
+        }
+        output.write_all(&buffer).await?;
+        buffer.clear();
+        drop(ready);
+    }
+}

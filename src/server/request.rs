@@ -1,0 +1,119 @@
+//! Requests: one question, one answer.
+
+use std::sync::Arc;
+
+use super::{
+    connection::Shared,
+    engine::Engine,
+    streams::{self, group_fault},
+    subscribe::{find_offset, partition},
+    topics::Topic,
+};
+use crate::{
+    limits::LIST_PAGE_MAX,
+    types::TopicSettings,
+    wire::{Answer, Code, Fault, NodeStatus, PartitionStatus, Request, TopicRequest, TopicStatus},
+};
+
+/// Answers one request.
+pub(super) async fn answer(shared: &Arc<Shared>, request: Request) -> Answer {
+    let answered = match request {
+        Request::FindOffset { topic, partition: index, position } => {
+            find(&shared.engine, &topic, index, position).await
+        }
+        // These may wait for the disk.
+        request => {
+            let shared = Arc::clone(shared);
+            let work = move || decide(&shared, request);
+            tokio::task::spawn_blocking(work)
+                .await
+                .unwrap_or_else(|_| Err(Fault::new(Code::Internal, "the request did not end")))
+        }
+    };
+    answered.unwrap_or_else(Answer::Fault)
+}
+
+fn decide(shared: &Shared, request: Request) -> Result<Answer, Fault> {
+    let engine = &shared.engine;
+    match request {
+        Request::CreateTopic { name, settings } => {
+            let settings = with_defaults(shared, &settings);
+            let topic = engine.create_topic(&name, settings).map_err(|e| group_fault(&e))?;
+            tracing::info!(topic = %name, partitions = topic.settings.partitions, "topic created");
+            Ok(Answer::Topic(status(engine, &topic, true)))
+        }
+        Request::ListTopics { after, limit } => {
+            let most = limit.clamp(1, LIST_PAGE_MAX);
+            let (page, more) = engine.topics.page(after.as_ref(), most as usize);
+            let topics = page.iter().map(|topic| status(engine, topic, false)).collect();
+            Ok(Answer::Topics { topics, more })
+        }
+        Request::ShowTopic { name } => {
+            Ok(Answer::Topic(status(engine, &*streams::topic(engine, &name)?, true)))
+        }
+        Request::SetTopic { name, change } => {
+            let topic = engine.set_topic(&name, change).map_err(|e| group_fault(&e))?;
+            tracing::info!(topic = %name, "topic settings changed");
+            Ok(Answer::Topic(status(engine, &topic, true)))
+        }
+        Request::DeleteTopic { name } => {
+            engine.delete_topic(&name).map_err(|e| group_fault(&e))?;
+            tracing::info!(topic = %name, "topic deleted");
+            Ok(Answer::Done)
+        }
+        Request::FindOffset { .. } => Err(Fault::new(Code::Internal, "answered elsewhere")),
+        Request::NodeStatus => Ok(Answer::Node(node_status(shared))),
+    }
+}
+
+async fn find(
+    engine: &Engine,
+    name: &crate::types::TopicName,
+    index: u32,
+    position: crate::types::Position,
+) -> Result<Answer, Fault> {
+    let topic = streams::topic(engine, name)?;
+    let offset = find_offset(&engine.store, partition(&topic, index)?, position).await?;
+    Ok(Answer::Offset(offset))
+}
+
+fn with_defaults(shared: &Shared, request: &TopicRequest) -> TopicSettings {
+    let defaults = &shared.topic_defaults;
+    TopicSettings {
+        partitions: request.partitions.unwrap_or(defaults.partitions),
+        retention: request.retention.apply(&defaults.retention),
+    }
+}
+
+fn status(engine: &Engine, topic: &Topic, with_partitions: bool) -> TopicStatus {
+    let mut partitions = Vec::new();
+    if with_partitions {
+        partitions.extend(topic.partitions.iter().map(|p| PartitionStatus {
+            partition: p.id.index,
+            start: p.start(),
+            end: p.end(),
+            bytes: engine.store.bounds(p.id).map_or(0, |bounds| bounds.bytes),
+        }));
+    }
+    TopicStatus {
+        name: topic.name.clone(),
+        id: topic.id,
+        settings: topic.settings.clone(),
+        created: topic.created,
+        partitions,
+    }
+}
+
+fn node_status(shared: &Shared) -> NodeStatus {
+    let engine = &shared.engine;
+    NodeStatus {
+        name: shared.node.to_string(),
+        id: engine.me,
+        software: crate::SOFTWARE.to_owned(),
+        uptime_ms: u64::try_from(engine.clock.uptime().as_millis()).unwrap_or(u64::MAX),
+        connections: u32::try_from(shared.connections.len()).unwrap_or(u32::MAX),
+        topics: u32::try_from(engine.topics.len()).unwrap_or(u32::MAX),
+        disk_free: crate::storage::free_bytes(&shared.data_dir).unwrap_or(0),
+        disk_low: engine.is_disk_low(),
+    }
+}
