@@ -11,7 +11,8 @@ const MODULES: &[(&str, &[&str])] = &[
     ("broker", &["types", "limits", "wire", "replication"]),
     ("storage", &["types", "limits", "wire"]),
     ("net", &["types", "limits", "wire"]),
-    ("cluster", &["types", "limits", "wire", "storage", "net"]),
+    // What the controller decides is a commit set, and replication owns that word.
+    ("cluster", &["types", "limits", "wire", "replication", "storage", "net"]),
     ("client", &["types", "limits", "wire", "net"]),
     ("config", &["types", "limits"]),
     (
@@ -59,17 +60,27 @@ const CRATES: &[(&str, &[&str])] = &[
     ("rand", &["net", "client", "server", "cli"]),
     ("rcgen", &["net"]),
     ("redb", &["storage"]),
+    ("ring", &["net"]),
     ("rustix", &["storage", "cli"]),
     ("rustls", &["net"]),
     ("sd_notify", &["server", "cli"]),
-    ("serde", &["types", "wire", "storage", "cluster", "client", "config", "server", "cli"]),
+    ("serde", &["types", "wire", "storage", "net", "cluster", "client", "config", "server", "cli"]),
     ("serde_json", &["server", "cli"]),
     ("socket2", &["net"]),
     ("tempfile", &["cli"]),
     (
         "thiserror",
         &[
-            "types", "wire", "broker", "storage", "net", "cluster", "client", "config", "server",
+            "types",
+            "wire",
+            "replication",
+            "broker",
+            "storage",
+            "net",
+            "cluster",
+            "client",
+            "config",
+            "server",
             "cli",
         ],
     ),
@@ -105,7 +116,7 @@ const IMPURE: &[(&str, &str)] = &[
 const FILE_LINES_MAX: usize = 700;
 // rustfmt keeps code at 100 and leaves macro bodies and attributes alone.
 const CODE_COLUMNS_MAX: usize = 110;
-const TEXT_COLUMNS_MAX: usize = 135;
+const TEXT_COLUMNS_MAX: usize = 140;
 
 pub(super) fn crates_of_table() -> impl Iterator<Item = &'static str> {
     CRATES.iter().map(|(name, _)| *name)
@@ -119,7 +130,8 @@ pub(super) fn check_text(path: &str, text: &str) -> Vec<String> {
         let advice = "split it by noun, or move its tests to a tests.rs beside it";
         found.push(format!("{path}:{lines}: {lines} lines, limit is {FILE_LINES_MAX}: {advice}"));
     }
-    if path.starts_with("src/") && !text.starts_with("//!") {
+    let is_tests = path.ends_with("/tests.rs") || path.contains("/tests/");
+    if path.starts_with("src/") && !is_tests && !text.starts_with("//!") {
         found.push(format!(
             "{path}:1: starts without //!: say in a line or two what the file is for"
         ));
@@ -292,7 +304,7 @@ mod tests {
     #[test]
     fn a_crate_stays_in_its_places() {
         refused("src/server/driver.rs", "use redb::Database;", "redb may appear only in storage");
-        refused("src/replication.rs", "#[derive(thiserror::Error)]\nenum E {}", "thiserror");
+        refused("src/replication.rs", "#[derive(serde::Serialize)]\nenum E {}", "serde may");
         refused("src/cli/topic.rs", "fn f(c: quinn::Connection) {}", "quinn may appear only in");
         refused("src/config.rs", "fn f() { let x = tokio::spawn(y); }", "tokio");
         allowed("src/cli/bench.rs", "use quinn::Connection;");
