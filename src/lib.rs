@@ -6,3 +6,10 @@ pub mod limits;
 pub mod types;
 
 pub mod net;
+
+pub mod client;
+#[cfg(feature = "server")]
+pub mod config;
+
+#[cfg(feature = "server")]
+pub mod cli;
