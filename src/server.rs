@@ -132,6 +132,25 @@ pub enum StartError {
 }
 
 impl StartError {
+    /// Whether starting again without a change cannot help.
+    #[must_use]
+    pub fn is_configuration(&self) -> bool {
+        match self {
+            Self::Tls(_)
+            | Self::OtherName { .. }
+            | Self::MetadataMissing { .. }
+            | Self::Group(GroupError::Rejected(_)) => true,
+            Self::DataDir { .. }
+            | Self::Open { .. }
+            | Self::Group(_)
+            | Self::Recovery(_)
+            | Self::Failed(_)
+            | Self::Endpoint(_)
+            | Self::Http { .. }
+            | Self::Thread(_) => false,
+        }
+    }
+
     /// What to do about it.
     #[must_use]
     pub fn hint(&self) -> Option<String> {

@@ -60,7 +60,7 @@ mod tests {
     #[test]
     fn rows_are_cut_before_they_overflow() {
         let (max, big) = (ROW_LEN_MAX, ROW_LEN_MAX * 3);
-        assert_eq!(cut([].into_iter()), []);
+        assert!(cut(std::iter::empty()).is_empty());
         assert_eq!(cut([1].into_iter()), [0..1]);
         assert_eq!(cut([max - 1, 1, 1].into_iter()), [0..2, 2..3]);
         assert_eq!(cut([1, big, 1, 1].into_iter()), [0..1, 1..2, 2..4]);

@@ -148,6 +148,11 @@ pub(super) fn paths(code: &str) -> Vec<Named> {
     let mut rest = code.to_owned();
     let mut imports = Vec::new();
     while let Some(start) = find_word(&rest, "use") {
+        if rest[start + 3..].starts_with('<') {
+            // What an opaque type captures, not an import.
+            blank(&mut rest, start..start + 3);
+            continue;
+        }
         let end = rest[start..].find(';').map_or(rest.len(), |n| start + n + 1);
         let tree = rest[start + 3..end].trim_end_matches(';').to_owned();
         let line = line_of(&rest, start);
