@@ -197,14 +197,20 @@ impl Config {
     /// The configuration as a file that says all of it.
     #[must_use]
     pub fn to_toml(&self) -> String {
-        let mut effective = self.clone();
-        effective.node.pki_dir = Some(self.pki_dir());
-        match toml::to_string(&effective) {
+        match toml::to_string(&self.effective()) {
             Ok(text) => text,
             Err(error) => {
                 unreachable!("a configuration is plain tables of text and numbers: {error}")
             }
         }
+    }
+
+    /// The configuration with what follows from other keys filled in.
+    #[must_use]
+    pub fn effective(&self) -> Self {
+        let mut effective = self.clone();
+        effective.node.pki_dir = Some(self.pki_dir());
+        effective
     }
 
     /// Where certificates and keys lie.

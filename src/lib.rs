@@ -21,6 +21,8 @@ pub mod net;
 #[cfg(feature = "server")]
 pub mod storage;
 
+pub mod client;
+
 #[cfg(feature = "server")]
 pub mod cluster;
 #[cfg(feature = "server")]
@@ -29,6 +31,10 @@ pub mod config;
 #[cfg(feature = "server")]
 pub mod server;
 
+#[cfg(feature = "server")]
+pub mod cli;
+
+#[cfg(feature = "server")]
 pub use server::Server;
 
 /// Name and version of this program, as peers are told.

@@ -1,3 +1,7 @@
 //! The `dunlin` program.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    dunlin::cli::run(std::env::args_os())
+}

@@ -110,7 +110,6 @@ macro_rules! sizes {
                 bytes(d, $range)
             }
 
-            #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it by reference")]
             pub(in crate::config) fn serialize<S: Serializer>(
                 size: &u64,
                 s: S,
@@ -158,7 +157,6 @@ macro_rules! or_word {
                 Reader { expected: $expected.into(), read }.take(d)
             }
 
-            #[expect(clippy::ref_option, reason = "serde calls it by reference to the field")]
             pub(in crate::config) fn serialize<S: Serializer>(
                 value: &Option<$type>,
                 s: S,

@@ -89,7 +89,7 @@ impl SiteAuthority {
         })
     }
 
-    /// Writes the authority into a PKI directory, the key readable by its owner alone.
+    /// Writes the authority into a PKI directory, the key readable by its owner alone: both files or none.
     ///
     /// # Errors
     /// If one of the files exists already or cannot be written.
@@ -98,7 +98,12 @@ impl SiteAuthority {
         let key = self.issuer.key().serialize_pem();
         write_new(&dir.join(CA_KEY_FILE), key.as_bytes(), Access::Private, owner)?;
         let certificate = self.certificate_pem.as_bytes();
-        write_new(&dir.join(CA_CERTIFICATE_FILE), certificate, Access::Public, owner)
+        let written = write_new(&dir.join(CA_CERTIFICATE_FILE), certificate, Access::Public, owner);
+        if written.is_err() {
+            // A key without its certificate would be in the way of the next try.
+            let _ = fs::remove_file(dir.join(CA_KEY_FILE));
+        }
+        written
     }
 
     /// Issues the certificate of a node, good for both ends of a connection.
@@ -310,14 +315,6 @@ pub enum AuthorityError {
     /// The machine gives no randomness, or cannot sign.
     #[error("cannot make a certificate: {0}")]
     Crypto(#[from] rcgen::Error),
-}
-
-/// Tells whether a PKI directory holds an authority already.
-#[must_use]
-pub fn exists_in(dir: &Path) -> bool {
-    [CA_CERTIFICATE_FILE, CA_KEY_FILE]
-        .iter()
-        .any(|file| fs::symlink_metadata(dir.join(file)).is_ok())
 }
 
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);

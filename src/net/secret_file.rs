@@ -88,6 +88,12 @@ pub fn read_public(path: &Path) -> Result<String, FileError> {
     read_bounded(&mut file).map_err(FileError::io("read", path))
 }
 
+/// Tells whether anything of this name exists, even a link that leads nowhere.
+#[must_use]
+pub fn exists(path: &Path) -> bool {
+    fs::symlink_metadata(path).is_ok()
+}
+
 fn read_bounded(file: &mut File) -> io::Result<String> {
     let mut text = String::new();
     let len = file.take(FILE_LEN_MAX + 1).read_to_string(&mut text)?;

@@ -1,0 +1,47 @@
+//! `dunlin config`: what a node would run with.
+
+use std::path::{Path, PathBuf};
+
+use clap::Subcommand;
+use serde_json::json;
+
+use super::{ConfigFile, Global, exit::Failure};
+use crate::config::{Config, DEFAULT_PATH};
+
+/// `dunlin config`
+#[derive(Debug, clap::Args)]
+pub struct ConfigCommand {
+    #[command(subcommand)]
+    command: Subcommands,
+}
+
+#[derive(Debug, Subcommand)]
+enum Subcommands {
+    /// Tell whether a configuration file can be used
+    Check {
+        /// The file [default: /etc/dunlin/dunlin.toml]
+        file: Option<PathBuf>,
+    },
+    /// Print every key with its effective value, as a configuration file
+    Show {
+        #[command(flatten)]
+        config: ConfigFile,
+    },
+}
+
+impl ConfigCommand {
+    pub(super) fn run(self, global: &Global) -> Result<(), Failure> {
+        match self.command {
+            Subcommands::Check { file } => {
+                let file = file.unwrap_or_else(|| Path::new(DEFAULT_PATH).into());
+                Config::load(Some(&file))?;
+                let result = json!({ "file": file, "ok": true });
+                global.output().show(&result, |_| format!("{}: ok\n", file.display()))
+            }
+            Subcommands::Show { config } => {
+                let config = config.load()?;
+                global.output().show(&config.effective(), Config::to_toml)
+            }
+        }
+    }
+}
