@@ -61,7 +61,7 @@ const CRATES: &[(&str, &[&str])] = &[
     ("rcgen", &["net"]),
     ("redb", &["storage"]),
     ("ring", &["net"]),
-    ("rustix", &["storage", "cli"]),
+    ("rustix", &["storage", "config", "cli"]),
     ("rustls", &["net"]),
     ("sd_notify", &["server", "cli"]),
     ("serde", &["types", "wire", "storage", "net", "cluster", "client", "config", "server", "cli"]),
