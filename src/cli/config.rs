@@ -1,6 +1,6 @@
 //! `dunlin config`: what a node would run with.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use clap::Subcommand;
 use serde_json::json;
@@ -33,10 +33,14 @@ impl ConfigCommand {
     pub(super) fn run(self, global: &Global) -> Result<(), Failure> {
         match self.command {
             Subcommands::Check { file } => {
-                let file = file.unwrap_or_else(|| Path::new(DEFAULT_PATH).into());
-                Config::load(Some(&file))?;
-                let result = json!({ "file": file, "ok": true });
-                global.output().show(&result, |_| format!("{}: ok\n", file.display()))
+                Config::load(file.as_deref())?;
+                let file = file.unwrap_or_else(|| DEFAULT_PATH.into());
+                let (exists, name) = (file.exists(), file.display());
+                let result = json!({ "file": file, "exists": exists, "ok": true });
+                global.output().show(&result, |_| match exists {
+                    true => format!("{name}: ok\n"),
+                    false => format!("{name}: ok, there is none: every key has its default\n"),
+                })
             }
             Subcommands::Show { config } => {
                 let config = config.load()?;

@@ -51,12 +51,15 @@ struct Made {
     files: Vec<PathBuf>,
     admin_profile: PathBuf,
     next: String,
+    #[serde(skip)]
+    renamed: bool,
 }
 
 impl Init {
     pub(super) fn run(self, global: &Global) -> Result<(), Failure> {
         let config = self.config.load()?;
         let node = self.node.unwrap_or_else(|| config.node.name.clone());
+        let node_differs = node != config.node.name;
         let site = match self.site {
             Some(site) => site,
             None => node.as_str().parse().map_err(Failure::usage)?,
@@ -76,8 +79,12 @@ impl Init {
         let profile = cert::client_profile(&authority, admin_name(), addresses, validity)?;
 
         let owner = service_user(&config.node.data_dir)?;
+        if pki.starts_with(&config.node.data_dir) {
+            make_directory(&config.node.data_dir, 0o700, owner)?;
+        }
+        make_directory(parent_of(&pki), 0o755, None)?;
         make_directory(&pki, 0o700, owner)?;
-        make_directory(admin_profile.parent().unwrap_or(Path::new("")), 0o755, None)?;
+        make_directory(parent_of(&admin_profile), 0o755, None)?;
         let mut files = Files::default();
         authority.save(&pki, owner)?;
         files.made.extend([CA_CERTIFICATE_FILE, CA_KEY_FILE].map(|file| pki.join(file)));
@@ -98,6 +105,7 @@ impl Init {
             files: files.keep(),
             admin_profile,
             next: next_command(&self.config),
+            renamed: node_differs,
         };
         global.output().show(&made, Made::in_words)
     }
@@ -111,12 +119,18 @@ impl Made {
         for (i, file) in self.files.iter().enumerate() {
             table.row([if i == 0 { "made" } else { "" }, &file.display().to_string()]);
         }
-        format!(
-            "{}\nKeep {CA_KEY_FILE} safe: whoever has it can be anyone in this site.\n\
-             Next: {}\n",
-            table.to_text(),
-            self.next
-        )
+        let mut text = table.to_text();
+        text.push_str(&format!(
+            "\nKeep {CA_KEY_FILE} safe: whoever has it can be anyone in this site.\n"
+        ));
+        if self.renamed {
+            text.push_str(&format!(
+                "Set name = \"{}\" under [node] in the configuration.\n",
+                self.node
+            ));
+        }
+        text.push_str(&format!("Next: {}\n", self.next));
+        text
     }
 }
 
@@ -196,6 +210,10 @@ fn make_directory(path: &Path, mode: u32, owner: Option<Owner>) -> Result<(), Fa
             _ => failure,
         }
     })
+}
+
+fn parent_of(path: &Path) -> &Path {
+    path.parent().unwrap_or(Path::new(""))
 }
 
 fn default_admin_profile() -> Option<PathBuf> {
@@ -280,6 +298,8 @@ mod tests {
         machine.init().expect("made");
         let node = Credentials::of_node(&machine.path("data/pki")).expect("read");
         tls::server_config(&node, ClientAuth::Required, &[ALPN_CLIENT], now()).expect("sound");
+        let identity = node.identity().expect("readable").expect("named");
+        assert_eq!(identity.to_uri(), "dunlin://edge-1/node/edge-1");
         let profile = Profile::load(&machine.path("admin.toml")).expect("read");
         tls::client_config(&profile.credentials(), &[ALPN_CLIENT]).expect("sound");
         assert_eq!(profile.site.as_str(), "edge-1");
