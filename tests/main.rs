@@ -11,4 +11,5 @@
 )]
 #![allow(clippy::unwrap_used, reason = "a failed step fails the test, by its line")]
 
+mod crash;
 mod tidy;

@@ -48,6 +48,11 @@ impl Writer {
         })
     }
 
+    /// Begins a pass over all rows, however little died: for a disk that runs full.
+    pub fn begin_pass(&mut self) {
+        self.garbage.cursor = Some(self.garbage.first_row);
+    }
+
     /// The first row that replay needs.
     fn replay_row(&self) -> u64 {
         self.shards.iter().map(|log| log.replay_row).min().unwrap_or(0)

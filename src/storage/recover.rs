@@ -199,7 +199,8 @@ impl Replay {
                     let ending = Ending::Trim(header.partition, start.into());
                     self.endings.push((header.shard, header.lsn, ending));
                 }
-                EntryKind::PartitionDrop => {
+                // One that there was nothing to drop for must not hit a partition that came later.
+                EntryKind::PartitionDrop if self.view.is_dropped(header.partition) => {
                     self.endings.push((header.shard, header.lsn, Ending::Drop(header.partition)));
                 }
                 _ => {}

@@ -139,6 +139,11 @@ impl View {
         Ok(None)
     }
 
+    /// Tells whether a partition is going, but not gone yet.
+    pub(super) fn is_dropped(&self, id: PartitionId) -> bool {
+        self.partitions.get(&id).is_some_and(|partition| partition.facts.dropped)
+    }
+
     /// The partition, unless it is gone or going.
     pub(super) fn get(&self, id: PartitionId) -> Option<&Partition> {
         self.partitions.get(&id).filter(|partition| !partition.facts.dropped)
@@ -154,6 +159,9 @@ impl Partition {
 
     fn append(&mut self, row: u64, batch: &BatchHeader, len: u64) -> Result<(), String> {
         let facts = &mut self.facts;
+        if facts.dropped {
+            return Err("batch for a dropped partition".into());
+        }
         if batch.base_offset != facts.end {
             return Err(format!("batch at offset {}, expected {}", batch.base_offset, facts.end));
         }

@@ -99,7 +99,8 @@ impl Writer {
     /// [`StoreError`]; it is then unknown which entries are on disk, and every later call fails too.
     ///
     /// # Panics
-    /// If an entry does not follow the one before it in its shard or partition: the shard decides, the log only follows.
+    /// If an entry does not follow the one before it in its shard or partition, or comes for a dropped partition: the
+    /// shard decides, the log only follows.
     pub fn commit(&mut self, entries: &[Entry]) -> Result<Vec<(ShardId, Lsn)>, StoreError> {
         if entries.is_empty() {
             return Ok(Vec::new());
@@ -259,6 +260,7 @@ impl Writer {
             if header.kind != EntryKind::Records {
                 continue;
             }
+            assert!(!view.is_dropped(header.partition), "a dropped partition never comes back");
             let Ok(batch) = crate::wire::BatchHeader::decode(body) else {
                 panic!("a records entry holds a batch that was checked when it came");
             };

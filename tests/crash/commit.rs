@@ -1,0 +1,136 @@
+//! The commit thread.
+
+use std::{
+    sync::mpsc::{Receiver, Sender, channel},
+    time::Duration,
+};
+
+use dunlin::{
+    limits::COMMIT_QUEUE_BYTES_MAX,
+    storage::{
+        CommitHandle, CommitQueue, CommitSink, CommitThread, Reservation, ShardCheckpoint, Store,
+        StoreError,
+    },
+    types::{Lsn, PartitionId, ShardId, TopicId},
+    wire::Entry,
+};
+
+use super::{
+    disk::{Disk, Fault},
+    model::{Step, Truth},
+    rng::Rng,
+    workload::{Author, OPTIONS, SHARDS, open, shard_of},
+};
+
+const ID: PartitionId = PartitionId { topic: TopicId(0), index: 0 };
+const LONG: Duration = Duration::from_secs(60);
+
+#[derive(Debug)]
+enum Said {
+    Committed(Vec<(ShardId, Lsn)>),
+    Failed,
+}
+
+struct Sink {
+    say: Sender<Said>,
+    applied: Lsn,
+}
+
+impl CommitSink for Sink {
+    fn committed(&mut self, ends: &[(ShardId, Lsn)]) {
+        self.applied = ends[0].1;
+        let _ = self.say.send(Said::Committed(ends.to_vec()));
+    }
+
+    fn checkpoint(&mut self) -> Vec<ShardCheckpoint> {
+        let shard = shard_of(ID);
+        vec![ShardCheckpoint { shard, applied: self.applied, ..Default::default() }]
+    }
+
+    fn failed(&mut self, _: &StoreError) {
+        let _ = self.say.send(Said::Failed);
+    }
+}
+
+fn start(disk: &Disk) -> (CommitQueue, CommitHandle, Receiver<Said>) {
+    let (_, writer, _) = Store::open_backend(disk.clone(), OPTIONS).expect("a good disk");
+    let queue = CommitQueue::new();
+    let (say, hear) = channel();
+    let sink = Sink { say, applied: Lsn(0) };
+    let handle = CommitThread::spawn(writer, queue.clone(), sink).expect("a thread");
+    (queue, handle, hear)
+}
+
+fn entries(count: usize) -> (Vec<Entry>, Truth) {
+    let mut truth = Truth::new(SHARDS);
+    let mut author = Author::new(&truth);
+    let entries: Vec<_> = (0..count).map(|_| author.records(ID, 500, 1, &mut Rng(1))).collect();
+    truth.apply(&Step::Commit(entries.clone()));
+    (entries, truth)
+}
+
+#[test]
+fn what_was_said_to_be_committed_is_there_after_a_stop() {
+    let disk = Disk::default();
+    let (queue, handle, hear) = start(&disk);
+    let (entries, mut truth) = entries(300);
+    for entry in entries {
+        let room = queue.try_reserve(entry.header.entry_len()).expect("open").expect("room");
+        queue.push(entry, room).expect("open");
+    }
+    handle.stop(LONG).expect("a good disk");
+    assert!(queue.push(truth.shards[0].entries[0].clone(), Reservation::FREE).is_err());
+    let mut last = Lsn(0);
+    for said in hear {
+        let Said::Committed(ends) = said else { panic!("{said:?}") };
+        assert_eq!(ends.len(), 1);
+        assert!(ends[0].1 > last, "commits are told in order");
+        last = ends[0].1;
+    }
+    assert_eq!(last, Lsn(300));
+    truth.shards[usize::from(shard_of(ID).0)].applied = 300;
+    let (store, _, recovered) = open(disk.image()).expect("closed");
+    assert!(recovered.clean_shutdown);
+    truth.check(&store, &recovered, &mut Rng(2)).expect("all of it");
+}
+
+#[test]
+fn a_failed_write_is_told_once_and_closes_the_queue() {
+    let disk = Disk::default();
+    drop(Store::open_backend(disk.clone(), OPTIONS).expect("a good disk"));
+    let disk = Disk::failing(disk.image(), Fault::Sync(usize::MAX));
+    // The flushes of an open are not to fail: count them first.
+    drop(Store::open_backend(disk.clone(), OPTIONS).expect("a good disk"));
+    let (syncs, _) = disk.counts();
+    let disk = Disk::failing(disk.image(), Fault::Sync(syncs + 1));
+    let (queue, handle, hear) = start(&disk);
+    for entry in entries(50).0 {
+        if queue.push(entry, Reservation::FREE).is_err() {
+            break;
+        }
+        if let Ok(Said::Failed) = hear.try_recv() {
+            break;
+        }
+    }
+    let mut said: Vec<Said> = Vec::new();
+    while let Ok(word) = hear.recv_timeout(LONG) {
+        said.push(word);
+    }
+    assert!(matches!(said.last(), Some(Said::Failed)) || said.is_empty(), "{said:?}");
+    assert!(queue.try_reserve(1).is_err());
+    assert!(!queue.is_open());
+    assert!(handle.stop(LONG).is_err());
+}
+
+#[test]
+fn room_is_bounded_and_comes_back_with_the_commit() {
+    let disk = Disk::default();
+    let (queue, handle, hear) = start(&disk);
+    let all = queue.try_reserve(COMMIT_QUEUE_BYTES_MAX).expect("open").expect("room");
+    assert!(queue.try_reserve(1).expect("open").is_none(), "the queue is full");
+    queue.push(entries(1).0.remove(0), all).expect("open");
+    assert!(matches!(hear.recv_timeout(LONG), Ok(Said::Committed(_))));
+    assert!(queue.try_reserve(COMMIT_QUEUE_BYTES_MAX).expect("open").is_some(), "all came back");
+    assert!(handle.heartbeat() > 0);
+    handle.stop(LONG).expect("a good disk");
+}

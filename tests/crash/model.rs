@@ -1,0 +1,306 @@
+//! What the store should hold, computed the naive way from all entries ever committed.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use dunlin::{
+    storage::{Bounds, ReadError, Recovered, ShardCheckpoint, Store},
+    types::{Lsn, Offset, PartitionId, Retention, ShardId, Timestamp},
+    wire::{Entry, EntryKind, batch::BATCH_HEADER_LEN},
+};
+
+use super::rng::Rng;
+
+/// Everything that was acknowledged.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Truth {
+    pub(crate) shards: Vec<ShardTruth>,
+}
+
+#[derive(Clone, Debug, Default)]
+pub(crate) struct ShardTruth {
+    pub(crate) entries: Vec<Entry>,
+    pub(crate) applied: usize,
+    pub(crate) state: BTreeMap<(u8, Bytes), Bytes>,
+}
+
+/// A change that was asked for.
+#[derive(Clone, Debug)]
+pub(crate) enum Step {
+    Commit(Vec<Entry>),
+    Checkpoint(Vec<ShardCheckpoint>),
+    /// Garbage collection, open, close: nothing that a reader may notice.
+    Silent,
+}
+
+/// A partition as its entries say.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Naive {
+    pub(crate) shard: ShardId,
+    pub(crate) start: u64,
+    pub(crate) batches: Vec<Bytes>,
+    /// Base, end, time of each batch.
+    pub(crate) places: Vec<(u64, u64, u64)>,
+}
+
+impl Truth {
+    pub(crate) fn new(shards: u16) -> Self {
+        Self { shards: vec![ShardTruth::default(); usize::from(shards)] }
+    }
+
+    pub(crate) fn apply(&mut self, step: &Step) {
+        match step {
+            Step::Commit(entries) => {
+                for entry in entries {
+                    let shard = &mut self.shards[usize::from(entry.header.shard.0)];
+                    shard.entries.push(entry.clone());
+                }
+            }
+            Step::Checkpoint(handed) => {
+                for handed in handed {
+                    let shard = &mut self.shards[usize::from(handed.shard.0)];
+                    shard.applied = usize::try_from(handed.applied.0).expect("small");
+                    for key in &handed.delete {
+                        shard.state.remove(key);
+                    }
+                    for (kind, key, value) in &handed.put {
+                        shard.state.insert((*kind, key.clone()), value.clone());
+                    }
+                }
+            }
+            Step::Silent => {}
+        }
+    }
+
+    /// All partitions that were not dropped.
+    pub(crate) fn partitions(&self) -> BTreeMap<PartitionId, Naive> {
+        let mut all: BTreeMap<PartitionId, Naive> = BTreeMap::new();
+        for entry in self.shards.iter().flat_map(|shard| &shard.entries) {
+            let (id, shard) = (entry.header.partition, entry.header.shard);
+            match entry.header.kind {
+                EntryKind::Records => {
+                    let batch = entry.batch_header().expect("own batch");
+                    let naive = all.entry(id).or_default();
+                    naive.shard = shard;
+                    let (base, end) = (batch.base_offset.0, batch.end_offset().0);
+                    naive.places.push((base, end, batch.append_time.0));
+                    naive.batches.push(entry.body.clone());
+                }
+                EntryKind::PartitionCreate => {
+                    all.entry(id).or_default().shard = shard;
+                }
+                EntryKind::PartitionDrop => {
+                    all.remove(&id);
+                }
+                EntryKind::Trim => {
+                    let start = entry.trim_start().expect("own trim").0;
+                    if let Some(naive) = all.get_mut(&id) {
+                        naive.start = naive.start.max(start.min(naive.end()));
+                    }
+                }
+                EntryKind::EpochStart | EntryKind::ProducerExpire => {}
+            }
+        }
+        all
+    }
+
+    /// Compares what an open found, and all that can be read, with the truth.
+    pub(crate) fn check(
+        &self,
+        store: &Store,
+        recovered: &Recovered,
+        rng: &mut Rng,
+    ) -> Result<(), String> {
+        self.check_shards(recovered)?;
+        let partitions = self.partitions();
+        let want: Vec<_> =
+            partitions.iter().map(|(id, naive)| (naive.shard, *id, naive.bounds())).collect();
+        same("partitions", &recovered.partitions, &want)?;
+        self.check_reads(store, rng)
+    }
+
+    /// Compares all that can be read with the truth.
+    pub(crate) fn check_reads(&self, store: &Store, rng: &mut Rng) -> Result<(), String> {
+        let partitions = self.partitions();
+        for (id, naive) in &partitions {
+            naive.check(store, *id, rng).map_err(|why| format!("partition {id}: {why}"))?;
+        }
+        for entry in self.shards.iter().flat_map(|shard| &shard.entries) {
+            let id = entry.header.partition;
+            if entry.header.kind == EntryKind::PartitionDrop && !partitions.contains_key(&id) {
+                let read = store.read(id, Offset(0), Offset(u64::MAX), 1);
+                if !matches!(read, Err(ReadError::NotFound(_))) {
+                    return Err(format!("dropped partition {id} is back: {read:?}"));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn check_shards(&self, recovered: &Recovered) -> Result<(), String> {
+        same("shards", &recovered.shards.len(), &self.shards.len())?;
+        for (found, want) in recovered.shards.iter().zip(&self.shards) {
+            let shard = found.shard;
+            same(&format!("end of shard {shard}"), &found.end, &want.end())?;
+            let chain = want.entries.last().map_or(0, |entry| entry.header.chain);
+            same(&format!("chain of shard {shard}"), &found.chain, &chain)?;
+            same(&format!("applied of shard {shard}"), &found.applied.0, &(want.applied as u64))?;
+            let mut epochs = Vec::new();
+            for entry in &want.entries {
+                if epochs.last().is_none_or(|(epoch, _)| *epoch != entry.header.epoch) {
+                    epochs.push((entry.header.epoch, entry.header.lsn));
+                }
+            }
+            same(&format!("epochs of shard {shard}"), &found.epochs, &epochs)?;
+            let state: BTreeMap<_, _> = found
+                .state
+                .iter()
+                .cloned()
+                .map(|(kind, key, value)| ((kind, key), value))
+                .collect();
+            same(&format!("state of shard {shard}"), &state, &want.state)?;
+            let tail: Vec<Entry> = want.entries[want.applied..]
+                .iter()
+                .cloned()
+                .map(|mut entry| {
+                    if entry.header.kind == EntryKind::Records {
+                        entry.body.truncate(BATCH_HEADER_LEN);
+                    }
+                    entry
+                })
+                .collect();
+            same(&format!("tail of shard {shard}"), &found.tail, &tail)?;
+        }
+        Ok(())
+    }
+}
+
+impl ShardTruth {
+    pub(crate) fn end(&self) -> Lsn {
+        Lsn(self.entries.len() as u64)
+    }
+}
+
+impl Naive {
+    pub(crate) fn end(&self) -> u64 {
+        self.places.last().map_or(0, |place| place.1)
+    }
+
+    /// Batches that are kept: those with a record at or behind the start.
+    fn kept(&self) -> usize {
+        self.places.iter().position(|place| place.1 > self.start).unwrap_or(self.places.len())
+    }
+
+    fn stored(&self, at: usize) -> u64 {
+        52 + self.batches[at].len() as u64
+    }
+
+    fn bounds(&self) -> Bounds {
+        let kept = self.kept();
+        Bounds {
+            shard: self.shard,
+            start: Offset(self.start),
+            end: Offset(self.end()),
+            bytes: (kept..self.batches.len()).map(|at| self.stored(at)).sum(),
+            first_time: self.places.get(kept).map(|place| Timestamp(place.2)),
+            last_time: Timestamp(self.places.iter().map(|place| place.2).max().unwrap_or(0)),
+        }
+    }
+
+    fn check(&self, store: &Store, id: PartitionId, rng: &mut Rng) -> Result<(), String> {
+        same("bounds", &store.bounds(id), &Some(self.bounds()))?;
+        let (kept, end) = (self.kept(), Offset(self.end()));
+        let max_bytes = [1, 3000, 100_000, 1 << 20][rng.below(4)];
+        let mut next = Offset(self.start);
+        let mut at = kept;
+        while next < end {
+            let chunk = store.read(id, next, end, max_bytes).map_err(|e| e.to_string())?;
+            let upto = at + chunk.batches.len();
+            if chunk.batches.is_empty() || self.batches.get(at..upto) != Some(&chunk.batches[..]) {
+                return Err(format!("reading at {next} gave other batches than were written"));
+            }
+            let bytes: usize = chunk.batches.iter().map(Bytes::len).sum();
+            if bytes > max_bytes && chunk.batches.len() > 1 {
+                return Err(format!("{bytes} bytes read, asked for {max_bytes}"));
+            }
+            at = upto;
+            next = chunk.next;
+            same("next offset", &next, &Offset(self.places[at - 1].1))?;
+        }
+        same("batches read", &at, &self.batches.len())?;
+        if self.start > 0 {
+            let read = store.read(id, Offset(self.start - 1), end, 1);
+            if !matches!(read, Err(ReadError::OutOfRange { .. })) {
+                return Err(format!("trimmed records are back: {read:?}"));
+            }
+        }
+        for _ in 0..4 {
+            self.check_lookups(store, id, rng)?;
+        }
+        Ok(())
+    }
+
+    fn check_lookups(&self, store: &Store, id: PartitionId, rng: &mut Rng) -> Result<(), String> {
+        let (kept, end) = (self.kept(), self.end());
+        if kept == self.batches.len() {
+            return Ok(());
+        }
+        let some = kept + rng.below(self.batches.len() - kept);
+        let (base, behind, time) = self.places[some];
+        // A batch is found by any of its offsets, and a limit in the middle of the log is kept.
+        let offset = base.max(self.start) + rng.next() % (behind - base.max(self.start));
+        let chunk = store.read(id, Offset(offset), Offset(behind), usize::MAX);
+        let chunk = chunk.map_err(|e| e.to_string())?;
+        same("the batch of an offset", &chunk.batches, &vec![self.batches[some].clone()])?;
+        let inside = store.read(id, Offset(offset), Offset(behind - 1), usize::MAX);
+        same("half a batch", &inside.map_err(|e| e.to_string())?.batches.len(), &0)?;
+
+        let limit = self.places[some..].iter().map(|p| p.1).nth(rng.below(3)).unwrap_or(end);
+        let time = time + rng.next() % 3;
+        let first = |time: u64| {
+            let found = self.places[kept..].iter().find(|place| place.2 >= time);
+            found.map_or(limit, |place| place.0.max(self.start).min(limit))
+        };
+        let found = store.offset_at_time(id, Timestamp(time), Offset(limit));
+        same("offset at time", &found.map_err(|e| e.to_string())?, &Offset(first(time)))?;
+
+        let now = Timestamp(time + 1000);
+        let total = self.bounds().bytes;
+        let retention = Retention {
+            age_ms: rng.flip().then_some(1000),
+            bytes: rng.flip().then(|| rng.next() % (total + 100)),
+            records: rng.flip().then(|| rng.next() % (limit + 2)),
+        };
+        let mut want = self.start;
+        if retention.age_ms.is_some() {
+            want = want.max(first(time));
+        }
+        if let Some(records) = retention.records {
+            let gone = |place: &&(u64, u64, u64)| place.1 + records <= limit;
+            want = want.max(self.places.iter().filter(gone).map(|p| p.1).max().unwrap_or(0));
+        }
+        if let Some(bytes) = retention.bytes {
+            let mut left = total;
+            for at in kept..self.batches.len() {
+                if left - self.stored(at) < bytes || self.places[at].1 > limit {
+                    break;
+                }
+                left -= self.stored(at);
+                want = want.max(self.places[at].1);
+            }
+        }
+        let found = store.retention_start(id, &retention, now, Offset(limit));
+        let found = found.map_err(|e| e.to_string())?;
+        same(&format!("retention {retention:?} to {limit}"), &found, &Offset(want.min(limit)))
+    }
+}
+
+fn same<T: PartialEq + std::fmt::Debug>(what: &str, found: &T, want: &T) -> Result<(), String> {
+    if found == want {
+        return Ok(());
+    }
+    let (mut found, mut want) = (format!("{found:?}"), format!("{want:?}"));
+    found.truncate(600);
+    want.truncate(600);
+    Err(format!("{what}: found {found}, expected {want}"))
+}
