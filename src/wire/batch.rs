@@ -233,6 +233,20 @@ pub fn stamp(batch: &mut [u8], base_offset: Offset, append_time: Timestamp) {
     batch[8..16].copy_from_slice(&append_time.0.to_be_bytes());
 }
 
+/// The same batch under another producer and sequence: for a batch that is known not to be stored under the old ones.
+///
+/// # Panics
+/// If `batch` is shorter than a header: only a finished batch comes here.
+#[must_use]
+pub fn readdress(batch: &[u8], producer: ProducerId, sequence: Sequence) -> Bytes {
+    let mut out = BytesMut::from(batch);
+    out[32..48].copy_from_slice(&producer.0.to_be_bytes());
+    out[48..56].copy_from_slice(&sequence.0.to_be_bytes());
+    let crc = crc32c::crc32c(&out[BATCH_STAMP_LEN..]);
+    out[16..20].copy_from_slice(&crc.to_be_bytes());
+    out.freeze()
+}
+
 /// Collects records into one batch.
 #[derive(Debug)]
 pub struct BatchBuilder {
@@ -293,6 +307,12 @@ impl BatchBuilder {
     #[must_use]
     pub fn len(&self) -> usize {
         BATCH_HEADER_LEN + self.body.len()
+    }
+
+    /// Length of a batch that is full.
+    #[must_use]
+    pub fn len_max(&self) -> usize {
+        self.len_max
     }
 
     /// Number of records that are in.

@@ -1,0 +1,210 @@
+//! How a client gets a connection: all addresses, staggered, until one has answered the greeting.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use quinn::{Connection, Endpoint};
+use tokio::{
+    task::JoinSet,
+    time::{Instant, sleep_until, timeout},
+};
+use tracing::{debug, info};
+
+mod refusal;
+
+use self::refusal::refusal;
+use super::{
+    error::{ConnectError, StreamError},
+    stream::{FrameReader, control, send_control},
+};
+use crate::{
+    net::{Address, authority::NODE_SERVER_NAME},
+    wire::{FrameType, GoAway, Hello, PROTOCOL_VERSION, PROTOCOL_VERSION_MIN, Welcome},
+};
+
+/// A connection whose node has answered the greeting.
+#[derive(Debug)]
+pub(super) struct Session {
+    pub(super) connection: Connection,
+    pub(super) welcome: Welcome,
+    pub(super) address: Address,
+    leaving: Arc<AtomicBool>,
+    /// Reads the control stream; ends with the session.
+    _control: JoinSet<()>,
+}
+
+impl Session {
+    /// Tells whether new streams may be opened on it.
+    pub(super) fn is_usable(&self) -> bool {
+        !self.leaving.load(Ordering::Relaxed) && self.connection.close_reason().is_none()
+    }
+}
+
+/// Knows where nodes may be.
+#[derive(Debug)]
+pub(super) struct Dialer {
+    pub(super) endpoint: Endpoint,
+    pub(super) addresses: Vec<Address>,
+    pub(super) timeout: Duration,
+}
+
+type Candidate = (Address, SocketAddr);
+/// No error means silence.
+type Greeted = Result<Session, Option<ConnectError>>;
+
+impl Dialer {
+    /// Tries all addresses, the preferred one first, and again those that stay silent.
+    pub(super) async fn dial(&self, prefer: Option<&Address>) -> Result<Session, ConnectError> {
+        let round = async {
+            let (candidates, unresolved) = self.resolve(prefer).await;
+            if candidates.is_empty() {
+                return Err(unresolved.unwrap_or(ConnectError::NoAddress));
+            }
+            self.race(&candidates).await
+        };
+        timeout(self.timeout, round).await.unwrap_or_else(|_| Err(self.unreachable()))
+    }
+
+    async fn resolve(&self, prefer: Option<&Address>) -> (Vec<Candidate>, Option<ConnectError>) {
+        let mut addresses: Vec<&Address> = self.addresses.iter().collect();
+        addresses.sort_by_key(|address| Some(*address) != prefer);
+        let (mut candidates, mut error) = (Vec::new(), None);
+        for address in addresses {
+            if let Ok(ip) = address.host().parse::<IpAddr>() {
+                candidates.push((address.clone(), SocketAddr::new(ip, address.port())));
+                continue;
+            }
+            match tokio::net::lookup_host((address.host(), address.port())).await {
+                Ok(found) => candidates.extend(found.map(|socket| (address.clone(), socket))),
+                Err(source) => {
+                    let source = Arc::new(source);
+                    error = Some(ConnectError::Resolve { address: address.clone(), source });
+                }
+            }
+        }
+        (candidates, error)
+    }
+
+    /// A silent address is dialled again, because a node that restarts has not heard what was sent before; one that
+    /// answers badly is out. The first good answer wins, the others are dropped.
+    async fn race(&self, candidates: &[Candidate]) -> Result<Session, ConnectError> {
+        let mut attempts: JoinSet<(usize, Greeted)> = JoinSet::new();
+        let mut out = vec![false; candidates.len()];
+        let mut refused: Option<ConnectError> = None;
+        let mut stagger = STAGGER_FIRST;
+        let mut started = 0;
+        let mut start_at = Instant::now();
+        loop {
+            tokio::select! {
+                biased;
+                Some(Ok((at, greeted))) = attempts.join_next() => {
+                    match greeted {
+                        Ok(session) => return Ok(session),
+                        Err(None) => {}
+                        Err(Some(error)) => {
+                            debug!(%error, "node did not let us in");
+                            out[at] = true;
+                            // The first definite answer says most.
+                            if refused.as_ref().is_none_or(|refused| !refused.is_definite()) {
+                                refused = Some(error);
+                            }
+                        }
+                    }
+                    if out.iter().all(|out| *out) {
+                        return Err(refused.unwrap_or_else(|| self.unreachable()));
+                    }
+                    if started < candidates.len() {
+                        start_at = Instant::now();
+                    }
+                }
+                () = sleep_until(start_at), if attempts.len() < ATTEMPTS_MAX => {
+                    // At least one is not out, or the round would be over.
+                    while out[started % candidates.len()] {
+                        started += 1;
+                    }
+                    let at = started % candidates.len();
+                    let (address, socket) = candidates[at].clone();
+                    let endpoint = self.endpoint.clone();
+                    attempts.spawn(async move { (at, greet(&endpoint, address, socket).await) });
+                    started += 1;
+                    start_at = Instant::now() + stagger;
+                    stagger = (stagger * 3 / 2).min(STAGGER_LAST);
+                }
+            }
+        }
+    }
+
+    fn unreachable(&self) -> ConnectError {
+        let names: Vec<_> = self.addresses.iter().map(Address::to_string).collect();
+        ConnectError::Unreachable { addresses: names.join(", "), waited: self.timeout }
+    }
+}
+
+async fn greet(endpoint: &Endpoint, address: Address, socket: SocketAddr) -> Greeted {
+    let protocol = |why: String| Some(ConnectError::Protocol { address: address.clone(), why });
+    let connecting =
+        endpoint.connect(socket, NODE_SERVER_NAME).map_err(|error| protocol(error.to_string()))?;
+    let connection = connecting.await.map_err(|error| refusal(&address, &error))?;
+    let greeted = exchange_hello(&connection).await;
+    let (welcome, reader, send) =
+        greeted.map_err(|error| match (error, connection.close_reason()) {
+            (StreamError::Fault(fault), _) => {
+                Some(ConnectError::Fault { address: address.clone(), fault })
+            }
+            (_, Some(reason)) => refusal(&address, &reason),
+            (StreamError::Lost(why) | StreamError::Protocol(why), None) => protocol(why),
+        })?;
+    if !(PROTOCOL_VERSION_MIN..=PROTOCOL_VERSION).contains(&welcome.version) {
+        return Err(Some(ConnectError::Version { address }));
+    }
+    debug!(%address, node = %welcome.node, site = %welcome.site, "connected");
+    let leaving = Arc::new(AtomicBool::new(false));
+    let mut control = JoinSet::new();
+    control.spawn(watch_control(reader, send, Arc::clone(&leaving)));
+    Ok(Session { connection, welcome, address, leaving, _control: control })
+}
+
+async fn exchange_hello(
+    connection: &Connection,
+) -> Result<(Welcome, FrameReader, quinn::SendStream), StreamError> {
+    let (mut send, recv) = connection.open_bi().await?;
+    let hello = Hello {
+        version_min: PROTOCOL_VERSION_MIN,
+        version_max: PROTOCOL_VERSION,
+        software: crate::SOFTWARE.into(),
+        features: Vec::new(),
+    };
+    send_control(&mut send, FrameType::Hello, &hello).await?;
+    let mut reader = FrameReader::new(recv);
+    let welcome = reader.expect(FrameType::Welcome).await?;
+    Ok((welcome, reader, send))
+}
+
+/// Listens on the control stream for the rest of the session, and keeps its sending half open meanwhile.
+async fn watch_control(
+    mut reader: FrameReader,
+    _send: quinn::SendStream,
+    leaving: Arc<AtomicBool>,
+) {
+    while let Ok(Some(frame)) = reader.next().await {
+        if frame.kind != FrameType::GoAway {
+            continue;
+        }
+        if let Ok(go_away) = control::<GoAway>(&frame) {
+            info!(reason = %go_away.reason, within_ms = go_away.within_ms, "node asks us to leave");
+            leaving.store(true, Ordering::Relaxed);
+        }
+    }
+}
+
+/// As RFC 8305 recommends for the second address.
+const STAGGER_FIRST: Duration = Duration::from_millis(250);
+const STAGGER_LAST: Duration = Duration::from_secs(2);
+/// Dials under way at once.
+const ATTEMPTS_MAX: usize = 8;
