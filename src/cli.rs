@@ -8,9 +8,12 @@ pub mod output;
 mod cert;
 mod completions;
 mod config;
+mod demo;
 mod generate;
 mod init;
+mod local;
 mod logging;
+mod remote;
 mod serve;
 
 use std::{ffi::OsString, path::PathBuf, process::ExitCode, time::SystemTime};
@@ -128,6 +131,8 @@ pub enum Command {
     Cert(cert::Cert),
     /// Check or show the configuration of a node
     Config(config::ConfigCommand),
+    /// Show a broker under load that is killed in the middle, and count what came through
+    Demo(demo::Demo),
     /// Print completions for a shell
     Completions(completions::Completions),
     /// Write man pages and completions for a package
@@ -142,6 +147,7 @@ impl Command {
             Self::Serve(args) => args.run(global),
             Self::Cert(args) => args.run(global),
             Self::Config(args) => args.run(global),
+            Self::Demo(args) => args.run(global),
             Self::Completions(args) => args.run(global),
             Self::Generate(args) => args.run(global),
         }

@@ -38,7 +38,10 @@ mod subscriber;
 mod topics;
 
 use self::{dial::Dialer, link::Link};
-use crate::net::{Address, ConnectionLimits, endpoint, tls};
+use crate::{
+    limits::CLIENT_KEEP_ALIVE,
+    net::{Address, ConnectionLimits, endpoint, tls},
+};
 
 pub use self::{
     error::{ConnectError, Obstacle, PublishError, RequestError, SubscribeError},
@@ -170,6 +173,7 @@ impl ClientBuilder<'_> {
             streams_max: 0,
             // Each stream has its own window. A sum over all would let one reader that pauses stop the others.
             receive_window: u32::MAX,
+            keep_alive: Some(CLIENT_KEEP_ALIVE),
             ..ConnectionLimits::default()
         };
         let endpoint = endpoint::client(Arc::new(tls), &limits)

@@ -49,8 +49,9 @@ pub struct Config {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Node {
-    /// Its name, unique in the site. Default: the host name up to the first dot.
-    pub name: NodeName,
+    /// Its name, which must be the one in its certificate. Default: that one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<NodeName>,
     /// Where its databases lie.
     pub data_dir: PathBuf,
     /// Where its certificates and keys lie. Default: `pki` in the data directory.
@@ -265,7 +266,7 @@ impl LogLevel {
 
 impl Default for Node {
     fn default() -> Self {
-        Self { name: host_name(), data_dir: "/var/lib/dunlin".into(), pki_dir: None }
+        Self { name: None, data_dir: "/var/lib/dunlin".into(), pki_dir: None }
     }
 }
 
@@ -314,8 +315,8 @@ impl Default for Log {
     }
 }
 
-/// The host's name as far as it can be a node's; a host with an impossible name is called `node`.
-fn host_name() -> NodeName {
+/// The host's name up to its first dot, as far as it can be a node's; a host with an impossible name is called `node`.
+pub(crate) fn host_name() -> NodeName {
     let system = rustix::system::uname();
     let name = system.nodename().to_string_lossy();
     let first = name.split('.').next().unwrap_or_default();

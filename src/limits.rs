@@ -84,6 +84,9 @@ pub const PUBLISH_WINDOW_BYTES: u32 = 4 * 1024 * 1024;
 pub const IDLE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How often a side that hears nothing asks: a third of the idle timeout, so that two lost packets do not kill.
 pub const KEEP_ALIVE: Duration = Duration::from_millis(3_333);
+/// How often a client asks: a node that was restarted answers with a reset, so that a reader that only listens learns
+/// within a second that it must connect again.
+pub const CLIENT_KEEP_ALIVE: Duration = Duration::from_secs(1);
 /// Time for a client from handshake to `Hello`. A silent one is closed with `HelloTimeout`.
 pub const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
 /// Time for one request frame to arrive whole. A slower one is answered with `Timeout`.

@@ -42,7 +42,7 @@ use crate::{
     limits::{DRAIN_MAX, RECOVERY_MAX},
     net::{
         ConnectionLimits, Credentials, Identity, ReloadableTls, Who,
-        endpoint::{self, EndpointError},
+        endpoint::{self, EndpointError, ResetSecret},
         tls::{ALPN_CLIENT, ClientAuth, TlsError},
     },
     storage::{
@@ -79,14 +79,14 @@ pub enum StartError {
     #[error(transparent)]
     Tls(#[from] TlsError),
     /// The node's own certificate is of another node.
-    #[error("the certificate in {pki_dir} is of {found}, the configuration says node '{name}'")]
+    #[error("the certificate in {pki_dir} is of {found}, not of {wanted}")]
     OtherName {
         /// Where it lies.
         pki_dir: PathBuf,
         /// Whose it is.
         found: String,
         /// Whose it should be.
-        name: NodeName,
+        wanted: String,
     },
     /// A database.
     #[error("cannot open {path}: {source}")]
@@ -195,12 +195,12 @@ impl Server {
             false => ClientAuth::Required,
         };
         let tls = ReloadableTls::load(&config.pki_dir(), auth, &[ALPN_CLIENT], now)?;
-        let site = site_of(&config)?;
+        let NodeIdentity { site, name, secret } = node_identity(&config)?;
         make_data_dir(&config.node.data_dir)?;
         let marks = disk_marks(&config);
         let opened = {
-            let (config, site) = (config.clone(), site.clone());
-            let open = tokio::task::spawn_blocking(move || open(&config, site));
+            let (config, site, name) = (config.clone(), site.clone(), name.clone());
+            let open = tokio::task::spawn_blocking(move || open(&config, site, name));
             open.await.map_err(|error| StartError::Recovery(error.to_string()))??
         };
         let queue = CommitQueue::new();
@@ -220,12 +220,13 @@ impl Server {
         let sink = Sink(Arc::clone(&engine));
         let commit = CommitThread::spawn(opened.writer, queue, sink).map_err(StartError::Thread)?;
         recovered(&engine).await?;
-        Self::open_doors(config, site, engine, commit, tls, marks).await
+        let node = NodeIdentity { site, name, secret };
+        Self::open_doors(config, node, engine, commit, tls, marks).await
     }
 
     async fn open_doors(
         config: Config,
-        site: SiteName,
+        node: NodeIdentity,
         engine: Arc<Engine>,
         commit: CommitHandle,
         tls: ReloadableTls,
@@ -235,7 +236,8 @@ impl Server {
             streams_max: config.limits.streams_per_connection,
             ..ConnectionLimits::default()
         };
-        let endpoint = endpoint::server(config.listen.address, tls.current(), &limits)?;
+        let endpoint =
+            endpoint::server(config.listen.address, tls.current(), &limits, &node.secret)?;
         let address = endpoint
             .local_addr()
             .map_err(|source| EndpointError::Bind { address: config.listen.address, source })?;
@@ -251,8 +253,8 @@ impl Server {
         let inflight = config.limits.inflight_bytes_per_connection;
         let shared = Arc::new(Shared {
             engine,
-            site,
-            node: config.node.name.clone(),
+            site: node.site,
+            node: node.name,
             addresses: vec![address.to_string()],
             data_dir: config.node.data_dir.clone(),
             topic_defaults: config.topic_defaults.settings(),
@@ -377,16 +379,29 @@ async fn recovered(engine: &Engine) -> Result<(), StartError> {
     }
 }
 
-/// The site that the node's certificate is of.
-fn site_of(config: &Config) -> Result<SiteName, StartError> {
+/// Who the node's certificate says it is.
+struct NodeIdentity {
+    site: SiteName,
+    name: NodeName,
+    secret: ResetSecret,
+}
+
+fn node_identity(config: &Config) -> Result<NodeIdentity, StartError> {
     let pki_dir = config.pki_dir();
-    let identity = Credentials::of_node(&pki_dir)?.identity()?;
-    match identity {
-        Some(Identity { site, who: Who::Node(name) }) if name == config.node.name => Ok(site),
+    let credentials = Credentials::of_node(&pki_dir)?;
+    let secret = credentials.reset_secret()?;
+    let named = |name: &NodeName| config.node.name.as_ref().is_none_or(|wanted| wanted == name);
+    match credentials.identity()? {
+        Some(Identity { site, who: Who::Node(name) }) if named(&name) => {
+            Ok(NodeIdentity { site, name, secret })
+        }
         other => Err(StartError::OtherName {
             pki_dir,
             found: other.map_or_else(|| "nobody".to_owned(), |identity| identity.to_uri()),
-            name: config.node.name.clone(),
+            wanted: match &config.node.name {
+                Some(name) => format!("node '{name}' as the configuration says"),
+                None => "a node".to_owned(),
+            },
         }),
     }
 }
@@ -406,7 +421,7 @@ fn disk_marks(config: &Config) -> DiskMarks {
 }
 
 /// Opens log and metadata, and registers this boot.
-fn open(config: &Config, site: SiteName) -> Result<Opened, StartError> {
+fn open(config: &Config, site: SiteName, name: NodeName) -> Result<Opened, StartError> {
     let dir = &config.node.data_dir;
     let (data, meta) = (dir.join("data.redb"), dir.join("meta.redb"));
     let options = Options {
@@ -428,7 +443,6 @@ fn open(config: &Config, site: SiteName) -> Result<Opened, StartError> {
     if !recovered.clean_shutdown {
         tracing::warn!("the node was not stopped in order, the log is recovered");
     }
-    let name = config.node.name.clone();
     let registered = group.propose(MetaCommand::Register { name, disk_id: recovered.disk_id })?;
     Ok(Opened { store, group, recovered, writer, registered })
 }

@@ -11,6 +11,7 @@ use serde::Serialize;
 use super::{ConfigFile, Global, cert, exit::Failure, now, output::Table};
 use crate::{
     client::profile::{self, SYSTEM_PROFILE},
+    config::host_name,
     net::{
         Address, SiteAuthority,
         authority::{CA_CERTIFICATE_FILE, CA_KEY_FILE, Validity},
@@ -58,8 +59,8 @@ struct Made {
 impl Init {
     pub(super) fn run(self, global: &Global) -> Result<(), Failure> {
         let config = self.config.load()?;
-        let node = self.node.unwrap_or_else(|| config.node.name.clone());
-        let node_differs = node != config.node.name;
+        let node = self.node.or_else(|| config.node.name.clone()).unwrap_or_else(host_name);
+        let node_differs = config.node.name.as_ref().is_some_and(|name| *name != node);
         let site = match self.site {
             Some(site) => site,
             None => node.as_str().parse().map_err(Failure::usage)?,

@@ -2,6 +2,7 @@
 
 use std::{
     path::{Path, PathBuf},
+    pin::Pin,
     time::Duration,
 };
 
@@ -29,6 +30,9 @@ pub struct Serve {
     /// Write the address that is listened on to this file, once the node serves
     #[arg(long, hide = true, value_name = "FILE")]
     address_file: Option<PathBuf>,
+    /// Stop when standard input ends: a broker that another program started for itself ends with it
+    #[arg(long, hide = true)]
+    stop_with_stdin: bool,
 }
 
 impl Serve {
@@ -51,12 +55,14 @@ impl Serve {
         notify(&[NotifyState::Ready]);
         let mut failure = server.failure();
         let mut watchdog = Watchdog::new();
+        let mut parent = self.parent()?;
         loop {
             tokio::select! {
                 () = watchdog.next() => watchdog.beat(&server),
                 _ = signals.reload.recv() => self.reload(&mut server, &mut log),
                 _ = signals.terminate.recv() => break,
                 _ = signals.interrupt.recv() => break,
+                () = &mut parent => break,
                 // The sender lives in the server.
                 _ = failure.wait_for(Option::is_some) => break,
             }
@@ -72,6 +78,23 @@ impl Serve {
             }
             (None, Ok(())) => Ok(()),
         }
+    }
+
+    /// Resolves when the program that started this one is gone, if it wants that to be known.
+    fn parent(&self) -> Result<Pin<Box<dyn Future<Output = ()>>>, Failure> {
+        if !self.stop_with_stdin {
+            return Ok(Box::pin(std::future::pending()));
+        }
+        let (gone, parent) = tokio::sync::oneshot::channel();
+        // A thread of its own: a read of standard input cannot be cancelled.
+        std::thread::Builder::new()
+            .name("stdin".into())
+            .spawn(move || {
+                let _ = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
+                let _ = gone.send(());
+            })
+            .map_err(|error| Failure::runtime(format!("cannot start a thread: {error}")))?;
+        Ok(Box::pin(async move { drop(parent.await) }))
     }
 
     /// Takes up what can change without a restart. What cannot be used is said, and the old stays.

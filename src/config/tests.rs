@@ -49,7 +49,7 @@ level = "debug"
 format = "json"
 "#;
     let config = parse(text).expect("allowed");
-    assert_eq!(config.node.name.as_str(), "edge-1");
+    assert_eq!(config.node.name.as_ref().map(|name| name.as_str()), Some("edge-1"));
     assert_eq!(config.pki_dir(), Path::new("/etc/dunlin/pki"));
     assert_eq!(config.listen.http, None);
     assert_eq!(config.storage.ballast, MIB);

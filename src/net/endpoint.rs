@@ -8,9 +8,11 @@ use std::{
 };
 
 use quinn::{
-    Endpoint, EndpointConfig, IdleTimeout, MtuDiscoveryConfig, TransportConfig, VarInt,
+    ConnectionId, ConnectionIdGenerator, Endpoint, EndpointConfig, IdleTimeout, MtuDiscoveryConfig,
+    TransportConfig, VarInt,
     crypto::rustls::{QuicClientConfig, QuicServerConfig},
 };
+use ring::hmac;
 use socket2::{Domain, Protocol, Socket, Type};
 use tracing::debug;
 
@@ -83,10 +85,59 @@ pub fn server(
     address: SocketAddr,
     tls: Arc<rustls::ServerConfig>,
     limits: &ConnectionLimits,
+    secret: &ResetSecret,
 ) -> Result<Endpoint, EndpointError> {
     let config = server_config(tls, limits)?;
     let socket = bind(address).map_err(|source| EndpointError::Bind { address, source })?;
-    open(Some(config), socket, address)
+    open(secret.config(), Some(config), socket, address)
+}
+
+/// What lets a restarted node tell the peers of its former self that their connections are gone (RFC 9000 section
+/// 10.3). With a new secret each time they would only find out by their idle timeout.
+#[derive(Clone)]
+pub struct ResetSecret([u8; 32]);
+
+impl ResetSecret {
+    /// Derives it from something that only this node knows and keeps, such as its private key.
+    #[must_use]
+    pub fn derive(from: &[u8]) -> Self {
+        let key = hmac::Key::new(hmac::HMAC_SHA256, from);
+        let mut secret = [0; 32];
+        secret.copy_from_slice(hmac::sign(&key, b"dunlin stateless reset").as_ref());
+        Self(secret)
+    }
+
+    fn config(&self) -> EndpointConfig {
+        let mut config = EndpointConfig::new(Arc::new(hmac::Key::new(hmac::HMAC_SHA256, &self.0)));
+        config.cid_generator(|| Box::new(RandomIds)).min_reset_interval(RESET_INTERVAL);
+        config
+    }
+}
+
+/// Connection ids of random bytes. Those of quinn's default carry a mark by which the node's former self would not be
+/// known: packets to it would get no answer at all.
+struct RandomIds;
+
+const ID_LEN: usize = 8;
+
+impl ConnectionIdGenerator for RandomIds {
+    fn generate_cid(&mut self) -> ConnectionId {
+        ConnectionId::new(&rand::random::<[u8; ID_LEN]>())
+    }
+
+    fn cid_len(&self) -> usize {
+        ID_LEN
+    }
+
+    fn cid_lifetime(&self) -> Option<Duration> {
+        None
+    }
+}
+
+impl std::fmt::Debug for ResetSecret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("ResetSecret")
+    }
 }
 
 /// What connections that come from now on get: for `Endpoint::set_server_config` after a reload.
@@ -124,7 +175,7 @@ pub fn client(
         Ok(socket) => (v6, socket),
         Err(_) => (v4, bind(v4).map_err(|source| EndpointError::Bind { address: v4, source })?),
     };
-    let mut endpoint = open(None, socket, address)?;
+    let mut endpoint = open(EndpointConfig::default(), None, socket, address)?;
     endpoint.set_default_client_config(config);
     Ok(endpoint)
 }
@@ -144,12 +195,13 @@ pub fn client_config(
 }
 
 fn open(
+    config: EndpointConfig,
     server: Option<quinn::ServerConfig>,
     socket: UdpSocket,
     address: SocketAddr,
 ) -> Result<Endpoint, EndpointError> {
     let runtime = Arc::new(quinn::TokioRuntime);
-    Endpoint::new(EndpointConfig::default(), server, socket, runtime)
+    Endpoint::new(config, server, socket, runtime)
         .map_err(|source| EndpointError::Bind { address, source })
 }
 
@@ -212,6 +264,8 @@ const STREAM_WINDOW: u32 = 1_250_000;
 const SEND_WINDOW: u32 = 4 * 1024 * 1024;
 /// Ephemeral records that may wait: dropped rather than queued is their contract.
 const DATAGRAM_BUFFER: usize = 256 * 1024;
+/// A thousand clients of a restarted node hear of it within a second.
+const RESET_INTERVAL: Duration = Duration::from_millis(1);
 /// Handshakes that may wait for the accept loop; more are refused.
 const INCOMING_MAX: usize = 1_024;
 /// Bytes that one of them may send ahead: certificates fit, data does not.

@@ -18,6 +18,7 @@ use tracing::warn;
 
 use super::{
     authority::{CA_CERTIFICATE_FILE, IssuedCertificate, NODE_SERVER_NAME},
+    endpoint::ResetSecret,
     identity::{BadIdentity, Identity},
     secret_file::{self, FileError},
 };
@@ -63,6 +64,15 @@ impl Credentials {
         let Some(own) = &self.own else { return Ok(None) };
         let (chain, _) = Self::chain_and_key(own)?;
         Ok(chain.first().map(Identity::from_certificate).transpose()?)
+    }
+
+    /// What this side keeps over restarts and nobody else knows.
+    ///
+    /// # Errors
+    /// If there is no private key.
+    pub fn reset_secret(&self) -> Result<ResetSecret, TlsError> {
+        let own = self.own.as_ref().ok_or(TlsError::NoCertificate)?;
+        Ok(ResetSecret::derive(own.key_pem.as_bytes()))
     }
 
     fn trust(&self) -> Result<Arc<RootCertStore>, TlsError> {

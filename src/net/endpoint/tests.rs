@@ -37,7 +37,13 @@ impl Site {
         let credentials = self.trusting(Some(self.node()));
         let tls = tls::server_config(&credentials, auth, &[ALPN_CLIENT], SystemTime::now());
         let tls = Arc::new(tls.expect("good credentials"));
-        server(address.parse().expect("address"), tls, &ConnectionLimits::default()).expect("bound")
+        server(
+            address.parse().expect("address"),
+            tls,
+            &ConnectionLimits::default(),
+            &ResetSecret::derive(b"key"),
+        )
+        .expect("bound")
     }
 }
 
@@ -153,7 +159,12 @@ async fn a_taken_port_is_named_in_the_error() {
     let credentials = site.trusting(Some(site.node()));
     let now = SystemTime::now();
     let tls = tls::server_config(&credentials, ClientAuth::Required, &[ALPN_CLIENT], now);
-    let error = server(address, Arc::new(tls.expect("good")), &ConnectionLimits::default());
+    let error = server(
+        address,
+        Arc::new(tls.expect("good")),
+        &ConnectionLimits::default(),
+        &ResetSecret::derive(b"key"),
+    );
     let error = error.expect_err("taken").to_string();
     assert!(error.contains(&address.to_string()), "{error}");
 }
