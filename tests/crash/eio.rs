@@ -44,7 +44,6 @@ fn counts() -> (usize, usize) {
     disk.counts()
 }
 
-#[expect(clippy::print_stdout, reason = "the count is part of the result")]
 fn refuse(faults: impl Iterator<Item = Fault>, what: &str) {
     let (image, before) = base();
     let (mut count, mut reopened) = (0, 0);

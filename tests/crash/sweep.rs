@@ -12,7 +12,7 @@ use super::{
     workload::{OPTIONS, Run, SHARDS, open, run},
 };
 
-const STEPS: usize = 40;
+const STEPS: usize = 26;
 
 /// What a sweep saw.
 #[derive(Debug, Default)]
@@ -32,7 +32,6 @@ fn formatted() -> Vec<u8> {
 }
 
 #[test]
-#[expect(clippy::print_stdout, reason = "the count is part of the result")]
 fn no_power_cut_loses_or_tears_what_was_acknowledged() {
     let base = formatted();
     let mut tally = Tally::default();
@@ -40,7 +39,7 @@ fn no_power_cut_loses_or_tears_what_was_acknowledged() {
         let disk = Disk::holding(base.clone());
         let run = run(&disk, &Truth::new(SHARDS), seed, STEPS, true);
         assert!(run.failed.is_none(), "{:?}", run.failed);
-        sweep(&base, &disk.trace(), &run, Honesty::Honest, seed, 8, &mut tally);
+        sweep(&base, &disk.trace(), &run, Honesty::Honest, seed, 12, &mut tally);
     }
     println!(
         "power cuts at each of {} I/Os: {} crashes, {} second crashes, {} violations",
@@ -54,7 +53,6 @@ fn no_power_cut_loses_or_tears_what_was_acknowledged() {
 }
 
 #[test]
-#[expect(clippy::print_stdout, reason = "the count is part of the result")]
 fn a_disk_that_lies_is_found_out() {
     let base = formatted();
     for (honesty, caught_min) in [(Honesty::Lies, 0.5), (Honesty::Skips(3), 0.02)] {
