@@ -11,7 +11,7 @@ use dunlin::{
         CommitHandle, CommitQueue, CommitSink, CommitThread, Reservation, ShardCheckpoint, Store,
         StoreError,
     },
-    types::{Lsn, PartitionId, ShardId, TopicId},
+    types::{Lsn, Offset, PartitionId, ShardId, TopicId},
     wire::Entry,
 };
 
@@ -117,6 +117,40 @@ fn a_failed_write_is_told_once_and_closes_the_queue() {
     assert!(queue.try_reserve(1).is_err());
     assert!(!queue.is_open());
     assert!(handle.stop(LONG).is_err());
+}
+
+#[test]
+fn a_log_that_is_trimmed_as_it_grows_keeps_its_size() {
+    let disk = Disk::holding(Vec::new());
+    let (store, mut writer, _) = Store::open_backend(disk.clone(), OPTIONS).expect("a good disk");
+    let mut author = Author::new(&Truth::new(SHARDS));
+    let mut rng = Rng(4);
+    // A partition that is never trimmed has a record in every tenth row: the pass must squeeze those.
+    let slow = PartitionId { topic: TopicId(3), index: 0 };
+    let (mut sizes, mut applied) = (Vec::new(), 0);
+    for round in 0..12 {
+        for _ in 0..10 {
+            let mut entries = vec![author.records(slow, 40, 1, &mut rng)];
+            entries.extend((0..30).map(|_| author.records(ID, 6_000, 1, &mut rng)));
+            entries.push(author.trim_to(ID, (round + 1) * 300 - 300));
+            applied += entries.len() as u64;
+            writer.commit(&entries).expect("a good disk");
+        }
+        let shard = shard_of(ID);
+        let handed = ShardCheckpoint { shard, applied: Lsn(applied), ..Default::default() };
+        writer.checkpoint(vec![handed]).expect("a good disk");
+        while writer.collect_garbage(1 << 20).expect("a good disk") {}
+        sizes.push(store.stats().file_bytes);
+    }
+    let stats = store.stats();
+    assert!(stats.collected_bytes > 12_000_000, "{stats:?}");
+    assert!(stats.dead_bytes < 20_000_000, "{stats:?}");
+    assert_eq!(sizes[11], sizes[8], "the file grows: {sizes:?}");
+    let end = store.bounds(slow).expect("there").end;
+    let mut next = Offset(0);
+    while next < end {
+        next = store.read(slow, next, end, 1 << 16).expect("kept").next;
+    }
 }
 
 #[test]

@@ -194,6 +194,10 @@ impl Author {
         self.control(shard_of(id), EntryKind::Trim, id, trim_body(Offset(to)))
     }
 
+    pub(crate) fn trim_to(&mut self, id: PartitionId, start: u64) -> Entry {
+        self.control(shard_of(id), EntryKind::Trim, id, trim_body(Offset(start)))
+    }
+
     pub(crate) fn records(
         &mut self,
         id: PartitionId,
