@@ -7,14 +7,14 @@ use std::{
         atomic::{AtomicU64, Ordering::Relaxed},
     },
     thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use super::{
     checkpoint::ShardCheckpoint,
     error::StoreError,
     queue::{CommitQueue, Taken},
-    writer::Writer,
+    writer::{Writer, clock},
 };
 use crate::{
     limits::COMMIT_BYTES_MAX,
@@ -139,7 +139,7 @@ impl<S: CommitSink> Loop<S> {
                 let handed = self.sink.checkpoint();
                 return self.writer.checkpoint(handed);
             }
-            let begun = Instant::now();
+            let begun = clock();
             if !entries.is_empty() {
                 let ends = self.writer.commit(&entries)?;
                 drop(room);
@@ -160,7 +160,7 @@ impl<S: CommitSink> Loop<S> {
         }
         self.garbage_credit += worked / GARBAGE_SHARE;
         if idle || !self.garbage_credit.is_zero() {
-            let begun = Instant::now();
+            let begun = clock();
             self.writer.collect_garbage(GARBAGE_SLICE)?;
             // What was overdrawn is paid back before the next slice.
             self.garbage_credit = self.garbage_credit.saturating_sub(begun.elapsed());

@@ -179,17 +179,21 @@ impl Store {
             return Ok(end);
         }
         let near = guarded(|| self.look(partition, Key::Time(time)))?;
-        // A start that moved meanwhile only makes the search begin later.
         let from = near.run.first().map_or(bounds.start, |e| e.base.max(near.facts.start.offset));
         let mut found = end;
-        self.scan(partition, from, end, |batch| {
+        let scanned = self.scan(partition, from, end, |batch| {
             if batch.header.append_time < time {
                 return ControlFlow::Continue(());
             }
             found = batch.header.base_offset.max(near.facts.start.offset);
             ControlFlow::Break(())
-        })?;
-        Ok(found)
+        });
+        match scanned {
+            Ok(()) => Ok(found),
+            // Trimmed while we looked; a start only grows, so this ends.
+            Err(ReadError::OutOfRange { .. }) => self.offset_at_time(partition, time, end),
+            Err(error) => Err(error),
+        }
     }
 
     /// Where the log of a partition should start, by the limits of its topic: at the first batch that none of them lets

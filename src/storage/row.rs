@@ -61,7 +61,7 @@ mod tests {
     fn rows_are_cut_before_they_overflow() {
         let (max, big) = (ROW_LEN_MAX, ROW_LEN_MAX * 3);
         assert!(cut(std::iter::empty()).is_empty());
-        assert_eq!(cut([1].into_iter()), [0..1]);
+        assert_eq!(cut([1].into_iter()), vec![0..1; 1]);
         assert_eq!(cut([max - 1, 1, 1].into_iter()), [0..2, 2..3]);
         assert_eq!(cut([1, big, 1, 1].into_iter()), [0..1, 1..2, 2..4]);
         assert_eq!(cut([big, max, max].into_iter()), [0..1, 1..2, 2..3]);

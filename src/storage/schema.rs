@@ -161,7 +161,7 @@ pub(super) fn encode_index(entries: &[IndexEntry]) -> Vec<u8> {
 }
 
 pub(super) fn decode_index(mut bytes: &[u8]) -> Result<Vec<IndexEntry>, StoreError> {
-    if bytes.is_empty() || bytes.len() % INDEX_ENTRY_LEN != 0 {
+    if bytes.is_empty() || !bytes.len().is_multiple_of(INDEX_ENTRY_LEN) {
         return Err(StoreError::Corrupted(format!("index row of {} bytes", bytes.len())));
     }
     let mut entries = Vec::with_capacity(bytes.len() / INDEX_ENTRY_LEN);

@@ -44,7 +44,6 @@ fn counts() -> (usize, usize) {
     disk.counts()
 }
 
-#[expect(clippy::print_stdout, reason = "the count is part of the result")]
 fn refuse(faults: impl Iterator<Item = Fault>, what: &str) {
     let (image, before) = base();
     let (mut count, mut reopened) = (0, 0);
@@ -54,11 +53,11 @@ fn refuse(faults: impl Iterator<Item = Fault>, what: &str) {
         // redb may flush once more when it is dropped: a fault there hurts nobody.
         assert!(disk.fired(), "{fault:?} did not happen");
         count += 1;
-        let mut candidates = vec![run.truth.clone()];
+        let mut candidates = vec![run.truth.expect()];
         if let Some((_, step @ (Step::Commit(_) | Step::Checkpoint(_)))) = &run.failed {
             let mut with = run.truth.clone();
             with.apply(step);
-            candidates.push(with);
+            candidates.push(with.expect());
         }
         // A new start on the same machine, or after a power cut.
         let mut images = vec![disk.image()];

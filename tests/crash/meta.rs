@@ -62,7 +62,6 @@ fn change(store: &MetaStore, truth: &mut Truth, rng: &mut Rng) -> Result<(), Sto
 }
 
 #[test]
-#[expect(clippy::print_stdout, reason = "the count is part of the result")]
 fn no_power_cut_takes_back_what_the_metadata_store_said() {
     let disk = Disk::default();
     drop(MetaStore::open_backend(disk.clone()).expect("a good disk"));

@@ -71,7 +71,7 @@ fn check(ops: &[Op]) -> Result<(), String> {
                 if recovered.disk_id != OPTIONS.disk_id || recovered.clean_shutdown != *clean {
                     return Err(format!("opened with {recovered:?}"));
                 }
-                truth.check(&again, &recovered, &mut rng)?;
+                truth.expect().check(&again, &recovered, &mut rng)?;
                 (store, writer) = (again, next);
                 continue;
             }
@@ -80,7 +80,7 @@ fn check(ops: &[Op]) -> Result<(), String> {
                     writer.begin_pass();
                 }
                 while writer.collect_garbage(*budget as usize).map_err(|e| e.to_string())? {}
-                truth.check_reads(&store, &mut rng)?;
+                truth.expect().check_reads(&store, &mut rng)?;
                 continue;
             }
             Op::Checkpoint(seed) => Step::Checkpoint(checkpoint(&truth, &mut Rng(*seed))),
@@ -108,7 +108,7 @@ fn check(ops: &[Op]) -> Result<(), String> {
         }
         truth.apply(&step);
     }
-    truth.check_reads(&store, &mut rng)
+    truth.expect().check_reads(&store, &mut rng)
 }
 
 fn control(truth: &Truth, kind: EntryKind, id: PartitionId) -> Step {

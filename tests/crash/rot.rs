@@ -47,7 +47,6 @@ fn interleaved(checkpointed: bool) -> (Vec<u8>, Truth) {
 }
 
 #[test]
-#[expect(clippy::print_stdout, reason = "the count is part of the result")]
 fn a_flipped_bit_is_reported_and_never_skipped() {
     let (image, truth) = interleaved(true);
     let victim = &truth.shards[0].entries[18];

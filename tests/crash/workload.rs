@@ -1,6 +1,6 @@
 //! Random work on a store, noted step by step with the I/Os that each took.
 
-use std::ops::Range;
+use std::{collections::BTreeMap, ops::Range};
 
 use bytes::Bytes;
 use dunlin::{
@@ -15,7 +15,7 @@ use dunlin::{
 
 use super::{
     disk::Disk,
-    model::{Naive, Step, Truth},
+    model::{Naive, Step, Truth, fold},
     rng::Rng,
 };
 
@@ -130,12 +130,28 @@ pub(crate) fn checkpoint(truth: &Truth, rng: &mut Rng) -> Vec<ShardCheckpoint> {
 
 /// Makes entries that follow what is there.
 pub(crate) struct Author {
-    truth: Truth,
+    /// End, last chain and epoch of each shard.
+    shards: Vec<(Lsn, u64, Epoch)>,
+    partitions: BTreeMap<PartitionId, Naive>,
+    dropped: Vec<PartitionId>,
 }
 
 impl Author {
     pub(crate) fn new(truth: &Truth) -> Self {
-        Self { truth: truth.clone() }
+        let shards = truth.shards.iter().map(|shard| {
+            let last = shard.entries.last();
+            let (chain, epoch) = last.map_or((0, Epoch(1)), |e| (e.header.chain, e.header.epoch));
+            (shard.end(), chain, epoch)
+        });
+        let entries = truth.shards.iter().flat_map(|shard| &shard.entries);
+        let dropped = entries
+            .filter(|entry| entry.header.kind == EntryKind::PartitionDrop)
+            .map(|entry| entry.header.partition);
+        Self {
+            shards: shards.collect(),
+            partitions: truth.partitions(),
+            dropped: dropped.collect(),
+        }
     }
 
     /// Entries of any shards and partitions, of a few bytes to a few rows.
@@ -165,22 +181,21 @@ impl Author {
 
     /// The id, or one of a later topic in its place: a dropped one never comes back.
     pub(crate) fn living(&self, mut id: PartitionId) -> PartitionId {
-        let entries = self.truth.shards.iter().flat_map(|shard| &shard.entries);
-        let dropped: Vec<PartitionId> = entries
-            .filter(|entry| entry.header.kind == EntryKind::PartitionDrop)
-            .map(|entry| entry.header.partition)
-            .collect();
-        while dropped.contains(&id) {
+        while self.dropped.contains(&id) {
             id.topic.0 += 3;
         }
         id
     }
 
     pub(crate) fn trim(&mut self, id: PartitionId, rng: &mut Rng) -> Entry {
-        let naive = self.naive(id);
-        let (start, end) = (naive.start, naive.end());
+        let naive = self.partitions.get(&id);
+        let (start, end) = naive.map_or((0, 0), |naive| (naive.start, naive.end()));
         let to = start + rng.next() % (end - start + 1);
         self.control(shard_of(id), EntryKind::Trim, id, trim_body(Offset(to)))
+    }
+
+    pub(crate) fn trim_to(&mut self, id: PartitionId, start: u64) -> Entry {
+        self.control(shard_of(id), EntryKind::Trim, id, trim_body(Offset(start)))
     }
 
     pub(crate) fn records(
@@ -190,7 +205,6 @@ impl Author {
         records: usize,
         rng: &mut Rng,
     ) -> Entry {
-        let naive = self.naive(id);
         let mut builder = BatchBuilder::new(1 << 20);
         for _ in 0..records {
             let value: Vec<u8> =
@@ -199,9 +213,10 @@ impl Author {
         }
         let mut batch = builder.finish(Compression::None, ProducerId::NONE, Sequence(0)).to_vec();
         // The clock stands still at times, and once in a while it is set back.
-        let last = naive.places.last().map_or(1_000_000, |place| place.2);
+        let last = self.partitions.get(&id).and_then(|naive| naive.places.last());
+        let (end, last) = last.map_or((0, 1_000_000), |place| (place.1, place.2));
         let time = if rng.one_in(30) { last - 50 } else { last + rng.next() % 5 };
-        stamp(&mut batch, Offset(naive.end()), Timestamp(time));
+        stamp(&mut batch, Offset(end), Timestamp(time));
         self.control(shard_of(id), EntryKind::Records, id, batch.into())
     }
 
@@ -212,20 +227,16 @@ impl Author {
         partition: PartitionId,
         body: Bytes,
     ) -> Entry {
-        let log = &self.truth.shards[usize::from(shard.0)];
-        let (prev_chain, epoch) = log
-            .entries
-            .last()
-            .map_or((0, Epoch(1)), |entry| (entry.header.chain, entry.header.epoch));
+        let (lsn, prev_chain, epoch) = self.shards[usize::from(shard.0)];
         let epoch = if kind == EntryKind::EpochStart { epoch.next() } else { epoch };
-        let place = Place { shard, lsn: log.end(), epoch, prev_chain };
+        let place = Place { shard, lsn, epoch, prev_chain };
         let entry = Entry::seal(place, kind, partition, body);
-        self.truth.apply(&Step::Commit(vec![entry.clone()]));
+        self.shards[usize::from(shard.0)] = (lsn.next(), entry.header.chain, epoch);
+        if kind == EntryKind::PartitionDrop {
+            self.dropped.push(partition);
+        }
+        fold(&mut self.partitions, &entry);
         entry
-    }
-
-    fn naive(&self, id: PartitionId) -> Naive {
-        self.truth.partitions().remove(&id).unwrap_or_default()
     }
 }
 
