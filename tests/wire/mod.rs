@@ -3,4 +3,5 @@
 mod document;
 mod examples;
 mod messages;
+mod operations;
 mod tables;
