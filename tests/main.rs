@@ -13,3 +13,4 @@
 
 mod crash;
 mod tidy;
+mod wire;

@@ -1,0 +1,240 @@
+//! The worked examples of docs/protocol.md: the code makes exactly these bytes, and reads exactly these values from them.
+
+use std::{collections::BTreeMap, fmt::Debug};
+
+use bytes::{Bytes, BytesMut};
+use dunlin::{
+    types::{
+        Acks, NodeId, Offset, Position, ProducerId, Retention, Sequence, Timestamp, TopicId,
+        TopicSettings,
+    },
+    wire::{
+        Ack, Answer, Batch, BatchBuilder, CaughtUp, Change, Code, Compression, Deliver, Detail,
+        Fault, FrameDecoder, FrameType, GoAway, Hello, Nack, NodeInfo, PartitionStatus, Publish,
+        PublishOk, PublishOpen, Pushed, ReadStart, Record, Request, RetentionChange, SubscribeOk,
+        SubscribeOpen, TopicRequest, TopicStatus, Welcome, WireLimits, cbor, get_varint,
+        put_control, put_varint, stamp,
+    },
+};
+use serde::{Serialize, de::DeserializeOwned};
+
+use super::document::{hex, hex_blocks, text};
+
+const DOCUMENT: &str = "docs/protocol.md";
+const TIME: Timestamp = Timestamp(1_700_000_000_000);
+const PRODUCER: ProducerId = ProducerId(0x0011_2233_4455_6677_8899_aabb_ccdd_eeff);
+
+/// Examples by name, each checked in both directions when it is added.
+#[derive(Default)]
+struct Examples {
+    bytes: BTreeMap<String, Vec<u8>>,
+}
+
+impl Examples {
+    fn raw(&mut self, name: &str, bytes: impl Into<Vec<u8>>) {
+        assert!(self.bytes.insert(name.to_owned(), bytes.into()).is_none(), "two examples {name}");
+    }
+
+    #[track_caller]
+    fn control<T>(&mut self, name: &str, kind: FrameType, message: &T)
+    where
+        T: Serialize + DeserializeOwned + PartialEq + Debug,
+    {
+        let mut out = BytesMut::new();
+        put_control(kind, message, &mut out);
+        assert_eq!(cbor::get::<T>(&body(kind, &out)).as_ref(), Ok(message), "{name}");
+        self.raw(name, out);
+    }
+}
+
+/// The body of the one frame in `bytes`.
+#[track_caller]
+fn body(kind: FrameType, bytes: &[u8]) -> Bytes {
+    let mut decoder = FrameDecoder::new();
+    decoder.push(bytes);
+    let frame = decoder.next_frame().unwrap().unwrap();
+    assert_eq!(frame.kind, kind);
+    assert_eq!(decoder.finish(), Ok(()));
+    frame.body
+}
+
+fn name<T: std::str::FromStr<Err: Debug>>(name: &str) -> T {
+    name.parse().unwrap()
+}
+
+fn examples() -> Examples {
+    let mut all = Examples::default();
+    varints(&mut all);
+    connection(&mut all);
+    requests(&mut all);
+    publishing(&mut all);
+    reading(&mut all);
+    all
+}
+
+fn varints(all: &mut Examples) {
+    for value in [37, 15_293, 494_878_333, 151_288_809_941_952_652] {
+        let mut out = Vec::new();
+        put_varint(&mut out, value);
+        assert_eq!(get_varint(&mut &out[..]), Ok(value));
+        all.raw(&format!("varint {value}"), out);
+    }
+}
+
+fn connection(all: &mut Examples) {
+    let hello =
+        Hello { version_min: 1, version_max: 1, software: "example/1.0".into(), features: vec![] };
+    all.control("hello", FrameType::Hello, &hello);
+    let node =
+        NodeInfo { id: NodeId(2), name: "edge-1".into(), addresses: vec!["10.0.0.7:7440".into()] };
+    let welcome = Welcome {
+        version: 1,
+        software: "dunlin/0.1.0".into(),
+        site: "plant".into(),
+        node: "edge-1".into(),
+        node_id: NodeId(2),
+        you: Some("dunlin://plant/client/press-7".into()),
+        features: vec![],
+        limits: WireLimits { batch_len_max: 1_048_576, control_len_max: 262_144, streams_max: 256 },
+        nodes: vec![node],
+    };
+    all.control("welcome", FrameType::Welcome, &welcome);
+    let away = GoAway { reason: "the node is stopping".into(), within_ms: 5_000, nodes: vec![] };
+    all.control("goaway", FrameType::GoAway, &away);
+}
+
+fn requests(all: &mut Examples) {
+    let retention = RetentionChange {
+        age_ms: Change::Set(86_400_000),
+        bytes: Change::Keep,
+        records: Change::Clear,
+    };
+    let settings = TopicRequest { partitions: Some(1), retention };
+    let create = Request::CreateTopic { name: name("plant/line3"), settings };
+    all.control("create-topic", FrameType::Request, &create);
+    let retention = Retention { age_ms: Some(86_400_000), ..Retention::default() };
+    let partition = PartitionStatus { partition: 0, start: Offset(0), end: Offset(0), bytes: 0 };
+    let topic = TopicStatus {
+        name: name("plant/line3"),
+        id: TopicId(9),
+        settings: TopicSettings { partitions: 1, retention },
+        created: TIME,
+        partitions: vec![partition],
+    };
+    all.control("topic", FrameType::Answer, &Answer::Topic(topic));
+    let find = Request::FindOffset {
+        topic: name("plant/line3"),
+        partition: 0,
+        position: Position::Time(TIME),
+    };
+    all.control("find-offset", FrameType::Request, &find);
+    all.control("offset", FrameType::Answer, &Answer::Offset(Offset(42)));
+    all.control("node-status", FrameType::Request, &Request::NodeStatus);
+    all.control("done", FrameType::Answer, &Answer::Done);
+    let fault = Fault::new(Code::UnknownTopic, "topic 'plant/line4' does not exist")
+        .with_hint("make it: dunlin topic create plant/line4");
+    all.control("answer-fault", FrameType::Answer, &Answer::Fault(fault.clone()));
+    all.control("fault", FrameType::Fault, &fault);
+}
+
+/// A batch as a producer sends it.
+fn batch() -> Bytes {
+    let mut builder = BatchBuilder::new(1_000);
+    let mut record = Record::new("21.5").with_key("sensor-7").with_header("unit", "C");
+    record.timestamp = TIME;
+    assert_eq!(builder.push(&record), Ok(Pushed::In));
+    builder.finish(Compression::None, PRODUCER, Sequence(3))
+}
+
+/// The same batch as a reader gets it.
+fn stored() -> Vec<u8> {
+    let mut bytes = batch().to_vec();
+    stamp(&mut bytes, Offset(42), Timestamp(TIME.0 + 250));
+    bytes
+}
+
+fn publishing(all: &mut Examples) {
+    let open = PublishOpen {
+        topic: name("plant/line3"),
+        acks: Acks::Replicated,
+        require_copies: None,
+        producer: PRODUCER,
+    };
+    all.control("publish-open", FrameType::PublishOpen, &open);
+    let ok = PublishOk {
+        topic_id: TopicId(9),
+        partitions: 1,
+        window_batches: 4_096,
+        window_bytes: 4_194_304,
+    };
+    all.control("publish-ok", FrameType::PublishOk, &ok);
+
+    let parsed = Batch::parse(batch()).unwrap();
+    let (_, record) = parsed.records().unwrap().next().unwrap().unwrap();
+    assert_eq!((record.timestamp, &record.value[..]), (TIME, &b"21.5"[..]));
+    assert_eq!((parsed.header().producer, parsed.header().sequence), (PRODUCER, Sequence(3)));
+    all.raw("batch", batch());
+
+    let mut out = BytesMut::new();
+    Publish::encode(0, &batch(), &mut out);
+    let read = Publish::decode(body(FrameType::Publish, &out)).unwrap();
+    assert_eq!((read.partition, read.batch), (0, batch()));
+    all.raw("publish", out);
+
+    let ack =
+        Ack { index: 0, partition: 0, base_offset: Offset(42), level: Acks::Replicated, copies: 1 };
+    let mut out = BytesMut::new();
+    ack.encode(&mut out);
+    assert_eq!(Ack::decode(&body(FrameType::Ack, &out)), Ok(ack));
+    all.raw("ack", out);
+
+    let detail = Detail { expected: Some(Sequence(3)), ..Detail::default() };
+    let gap = Fault::new(Code::SequenceGap, "producer sequence 5 leaves a gap, expected 3");
+    let nack = Nack { index: 1, fault: gap.with_detail(detail) };
+    all.control("nack", FrameType::Nack, &nack);
+}
+
+fn reading(all: &mut Examples) {
+    let open = SubscribeOpen {
+        topic: name("plant/line3"),
+        partitions: None,
+        from: Position::Earliest,
+        resume: vec![(0, Offset(42))],
+    };
+    all.control("subscribe-open", FrameType::SubscribeOpen, &open);
+    let start = ReadStart { partition: 0, from: Offset(42), end: Offset(43) };
+    let ok = SubscribeOk { topic_id: TopicId(9), partitions: vec![start] };
+    all.control("subscribe-ok", FrameType::SubscribeOk, &ok);
+
+    let mut out = BytesMut::new();
+    Deliver::encode_head(0, stored().len(), &mut out);
+    out.extend_from_slice(&stored());
+    let read = Deliver::decode(body(FrameType::Deliver, &out)).unwrap();
+    let parsed = Batch::parse(read.batch).unwrap();
+    let (offset, record) = parsed.records().unwrap().next().unwrap().unwrap();
+    assert_eq!((read.partition, offset, record.key), (0, Offset(42), Some("sensor-7".into())));
+    all.raw("deliver", out);
+
+    let caught_up = CaughtUp { positions: vec![(0, Offset(43))] };
+    all.control("caught-up", FrameType::CaughtUp, &caught_up);
+}
+
+#[test]
+fn the_examples_of_the_protocol_are_what_the_code_does() {
+    let written = hex_blocks(&text(DOCUMENT));
+    let made = examples().bytes;
+    let mut wrong = Vec::new();
+    for (name, bytes) in &made {
+        match written.get(name) {
+            Some(found) if found == bytes => {}
+            Some(found) => {
+                wrong.push(format!("{name}\n  doc  {}\n  code {}", hex(found), hex(bytes)));
+            }
+            None => wrong.push(format!("{name} is missing\n  code {}", hex(bytes))),
+        }
+    }
+    for name in written.keys().filter(|name| !made.contains_key(*name)) {
+        wrong.push(format!("{name} is no example of this test"));
+    }
+    assert!(wrong.is_empty(), "{DOCUMENT} and the code differ:\n{}", wrong.join("\n"));
+}
