@@ -4,6 +4,8 @@
 
 pub mod exit;
 pub mod output;
+#[doc(hidden)]
+pub mod own_broker;
 
 mod cert;
 mod completions;
@@ -11,7 +13,12 @@ mod config;
 mod generate;
 mod init;
 mod logging;
+mod pub_;
+mod remote;
 mod serve;
+mod sub;
+mod topic;
+mod units;
 
 use std::{ffi::OsString, path::PathBuf, process::ExitCode, time::SystemTime};
 
@@ -126,6 +133,12 @@ pub enum Command {
     Serve(serve::Serve),
     /// Give certificates to clients
     Cert(cert::Cert),
+    /// Make, show, change and delete topics
+    Topic(topic::Topic),
+    /// Publish arguments, or lines of a file or of standard input
+    Pub(pub_::Pub),
+    /// Read a topic
+    Sub(sub::Sub),
     /// Check or show the configuration of a node
     Config(config::ConfigCommand),
     /// Print completions for a shell
@@ -141,6 +154,9 @@ impl Command {
             Self::Init(args) => args.run(global),
             Self::Serve(args) => args.run(global),
             Self::Cert(args) => args.run(global),
+            Self::Topic(args) => args.run(global),
+            Self::Pub(args) => args.run(global),
+            Self::Sub(args) => args.run(global),
             Self::Config(args) => args.run(global),
             Self::Completions(args) => args.run(global),
             Self::Generate(args) => args.run(global),

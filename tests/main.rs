@@ -11,5 +11,6 @@
 )]
 #![allow(clippy::unwrap_used, reason = "a failed step fails the test, by its line")]
 
+mod api;
 mod crash;
 mod tidy;
