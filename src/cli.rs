@@ -4,6 +4,8 @@
 
 pub mod exit;
 pub mod output;
+#[doc(hidden)]
+pub mod own_broker;
 
 mod cert;
 mod completions;
@@ -11,10 +13,13 @@ mod config;
 mod demo;
 mod generate;
 mod init;
-mod local;
 mod logging;
+mod pub_;
 mod remote;
 mod serve;
+mod sub;
+mod topic;
+mod units;
 
 use std::{ffi::OsString, path::PathBuf, process::ExitCode, time::SystemTime};
 
@@ -129,6 +134,12 @@ pub enum Command {
     Serve(serve::Serve),
     /// Give certificates to clients
     Cert(cert::Cert),
+    /// Make, show, change and delete topics
+    Topic(topic::Topic),
+    /// Publish arguments, or lines of a file or of standard input
+    Pub(pub_::Pub),
+    /// Read a topic
+    Sub(sub::Sub),
     /// Check or show the configuration of a node
     Config(config::ConfigCommand),
     /// Show a broker under load that is killed in the middle, and count what came through
@@ -146,6 +157,9 @@ impl Command {
             Self::Init(args) => args.run(global),
             Self::Serve(args) => args.run(global),
             Self::Cert(args) => args.run(global),
+            Self::Topic(args) => args.run(global),
+            Self::Pub(args) => args.run(global),
+            Self::Sub(args) => args.run(global),
             Self::Config(args) => args.run(global),
             Self::Demo(args) => args.run(global),
             Self::Completions(args) => args.run(global),

@@ -11,6 +11,7 @@
 )]
 #![allow(clippy::unwrap_used, reason = "a failed step fails the test, by its line")]
 
+mod api;
 mod crash;
 mod tidy;
 mod wire;

@@ -23,7 +23,7 @@ use self::{
     reader::{Findings, Reader},
     sensors::{Line, Sensors},
 };
-use super::{Global, exit::Failure, local::LocalBroker, output::print, remote};
+use super::{Global, exit::Failure, output::print, own_broker::OwnBroker, remote};
 use crate::client::{AckFuture, Client, Publisher, RetentionChange, TopicRequest};
 
 /// `dunlin demo`
@@ -40,6 +40,8 @@ pub struct Demo {
     records: u64,
 }
 
+/// The records take some 100 MB: a small disk of temporary files is enough.
+const BROKER_SETTINGS: &str = "[storage]\nlow_space = '64MiB'\nballast = '16MiB'\n";
 const LINES: u64 = 3;
 const PRODUCERS_PER_LINE: u64 = 2;
 const PRODUCERS: u64 = LINES * PRODUCERS_PER_LINE;
@@ -86,15 +88,17 @@ impl Demo {
     }
 
     async fn show(self) -> Result<(), Failure> {
-        let mut broker = LocalBroker::start(None).await?;
+        let program = std::env::current_exe()
+            .map_err(|error| Failure::runtime(format!("cannot find this program: {error}")))?;
+        let mut broker = OwnBroker::start(&program, None, BROKER_SETTINGS).await?;
         say(&format!(
             "broker: process {}, a fresh site in {}\n\
              {PRODUCERS} producers and {LINES} readers on {LINES} topics of {PARTITIONS} partitions; \
              every ack means: on disk, flushed\n\n",
-            broker.id(),
+            process(&broker),
             broker.data_dir().display()
         ))?;
-        let admin = Client::connect(&broker.profile()?).await?;
+        let admin = Client::connect(broker.profile()).await?;
         for line in Line::all(LINES) {
             let request = TopicRequest {
                 partitions: Some(PARTITIONS),
@@ -107,7 +111,7 @@ impl Demo {
         let readers = self.start_readers(&broker, &counters).await?;
         let mut producers = JoinSet::new();
         for share in self.shares() {
-            let client = Client::connect(&broker.profile()?).await?;
+            let client = Client::connect(broker.profile()).await?;
             let publisher = client.publisher(&line_of(share.producer).topic()).open().await?;
             producers.spawn(produce(publisher, share, start, Arc::clone(&counters)));
         }
@@ -119,14 +123,14 @@ impl Demo {
 
     async fn start_readers(
         &self,
-        broker: &LocalBroker,
+        broker: &OwnBroker,
         counters: &Arc<Counters>,
     ) -> Result<JoinSet<Result<Reader, Failure>>, Failure> {
         let mut readers = JoinSet::new();
         for line in Line::all(LINES) {
             let expected: u64 =
                 self.shares().filter(|s| line_of(s.producer) == line).map(|s| s.records).sum();
-            let client = Client::connect(&broker.profile()?).await?;
+            let client = Client::connect(broker.profile()).await?;
             let counters = Arc::clone(counters);
             let mut reader = Reader::open(&client, line, expected).await?;
             readers.spawn(async move {
@@ -140,7 +144,7 @@ impl Demo {
     /// Prints a line a second, and kills the broker on the way. Returns what each producer got acks for.
     async fn watch(
         &self,
-        broker: &mut LocalBroker,
+        broker: &mut OwnBroker,
         mut producers: JoinSet<Result<Acked, Failure>>,
         start: Instant,
         counters: &Counters,
@@ -261,9 +265,9 @@ fn is_settled(ack: &mut AckFuture) -> bool {
     Pin::new(ack).poll(&mut context).is_ready()
 }
 
-async fn kill_and_restart(broker: &mut LocalBroker, start: Instant) -> Result<(), Failure> {
-    let id = broker.id();
-    broker.kill()?;
+async fn kill_and_restart(broker: &mut OwnBroker, start: Instant) -> Result<(), Failure> {
+    let id = process(broker);
+    broker.kill().await?;
     say(&format!("{:5.1} s  kill -9 {id}\n", start.elapsed().as_secs_f64()))?;
     let begun = Instant::now();
     broker.restart().await?;
@@ -306,8 +310,8 @@ async fn finish(
 }
 
 /// Reads everything a second time, from the first offset, by fresh readers.
-async fn read_again(broker: &LocalBroker, acked: &[Acked]) -> Result<Findings, Failure> {
-    let client = Client::connect(&broker.profile()?).await?;
+async fn read_again(broker: &OwnBroker, acked: &[Acked]) -> Result<Findings, Failure> {
+    let client = Client::connect(broker.profile()).await?;
     let mut findings = Findings::default();
     for line in Line::all(LINES) {
         let expected =
@@ -344,6 +348,10 @@ fn verdict(
     ))?;
     let good = lost == 0 && total == published && same && live.is_clean() && again.is_clean();
     if good { Ok(()) } else { Err(Failure::runtime("records did not come through as they should")) }
+}
+
+fn process(broker: &OwnBroker) -> String {
+    broker.process_id().map_or_else(|| "gone".to_owned(), |id| id.to_string())
 }
 
 fn line_of(producer: u64) -> Line {

@@ -3,7 +3,7 @@
 use std::{io, sync::Arc, time::Duration};
 
 use crate::{
-    net::{Address, endpoint::EndpointError, tls::TlsError},
+    net::{Address, endpoint::EndpointError, frames::FrameError, tls::TlsError},
     types::{Offset, TopicName},
     wire::{BadBatch, BadFrame, BadRecord, Code, Culprit, Fault, Retry},
 };
@@ -364,9 +364,12 @@ impl From<quinn::ConnectionError> for StreamError {
     }
 }
 
-impl From<quinn::ReadError> for StreamError {
-    fn from(error: quinn::ReadError) -> Self {
-        Self::Lost(error.to_string())
+impl From<FrameError> for StreamError {
+    fn from(error: FrameError) -> Self {
+        match error {
+            FrameError::Bad(error) => error.into(),
+            FrameError::Read(error) => Self::Lost(error.to_string()),
+        }
     }
 }
 

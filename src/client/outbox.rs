@@ -18,7 +18,7 @@ use super::error::{Obstacle, PublishError};
 use crate::{
     limits::{PUBLISH_WINDOW_BATCHES, PUBLISH_WINDOW_BYTES},
     types::{Acks, Offset, ProducerId, partition_of_key},
-    wire::{Ack, BadRecord, Compression, Fault, PublishOk, Record},
+    wire::{Ack, BadRecord, Code, Compression, Fault, PublishOk, Record},
 };
 
 /// Number of a batch of this publisher, from 0, in the order in which batches were begun.
@@ -87,6 +87,8 @@ pub(super) struct Outbox {
     next_batch: u64,
     flush_before: BatchNo,
     closing: bool,
+    /// The stream leads to a topic that is no more: another stream may lead to one of the same name.
+    stale: bool,
     stream: Option<Stream>,
     held_bytes: usize,
     flying_batches: usize,
@@ -117,6 +119,7 @@ impl Outbox {
             next_batch: 0,
             flush_before: BatchNo(0),
             closing: false,
+            stale: false,
             stream: None,
             held_bytes: 0,
             flying_batches: 0,
@@ -144,6 +147,7 @@ impl Outbox {
             first: 0,
             sent: VecDeque::new(),
         });
+        self.stale = false;
         self.partitions = ok.partitions.max(1);
         let producer = if self.options.idempotent { self.fresh } else { ProducerId::NONE };
         while self.lanes.len() < self.partitions as usize {
@@ -214,6 +218,11 @@ impl Outbox {
         self.closing && self.is_empty()
     }
 
+    /// Tells whether nothing more can go over the stream that is open, and all that did is answered.
+    pub(super) fn must_reopen(&self) -> bool {
+        self.stale && self.flying_batches == 0
+    }
+
     /// Tells whether all is settled.
     pub(super) fn is_empty(&self) -> bool {
         self.held_bytes == 0
@@ -273,6 +282,7 @@ impl Outbox {
         out: &mut Vec<Effect>,
     ) -> Result<(), NoSuchBatch> {
         let (lane, batch) = self.answered(index)?;
+        self.stale |= fault.code == Code::UnknownTopic;
         let Some(batch) = batch else { return Ok(()) };
         let idempotent = self.options.idempotent;
         let removed = self.changed(lane, |lane| lane.nacked(now, batch, fault, idempotent));
@@ -300,7 +310,7 @@ impl Outbox {
 
     fn send_one(&mut self, lane: usize, now: Instant, out: &mut Vec<Effect>) -> bool {
         let Some(stream) = &self.stream else { return false };
-        if self.flying_batches >= stream.window_batches {
+        if self.stale || self.flying_batches >= stream.window_batches {
             return false;
         }
         let bytes_left = if self.flying_batches == 0 {

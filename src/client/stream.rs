@@ -2,46 +2,34 @@
 
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::BytesMut;
 use quinn::{RecvStream, SendStream};
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::time::timeout;
 
 use super::error::StreamError;
-use crate::wire::{CloseCode, Frame, FrameDecoder, FrameType, cbor, put_control};
+use crate::{
+    net::frames,
+    wire::{CloseCode, Frame, FrameType, cbor, put_control},
+};
 
-/// Reads frames. Holds at most one frame and what came behind it.
+/// Reads frames, and says what they or their absence mean.
 #[derive(Debug)]
-pub(super) struct FrameReader {
-    recv: RecvStream,
-    decoder: FrameDecoder,
-}
+pub(super) struct FrameReader(frames::FrameReader);
 
 impl FrameReader {
     pub(super) fn new(recv: RecvStream) -> Self {
-        Self { recv, decoder: FrameDecoder::new() }
+        Self(frames::FrameReader::new(recv))
     }
 
     /// The next frame; none when the node has ended the stream. May be dropped and called again.
     pub(super) async fn next(&mut self) -> Result<Option<Frame>, StreamError> {
-        loop {
-            if let Some(frame) = self.buffered()? {
-                return Ok(Some(frame));
-            }
-            let mut chunks: [Bytes; CHUNKS] = std::array::from_fn(|_| Bytes::new());
-            let Some(count) = self.recv.read_chunks(&mut chunks).await? else {
-                self.decoder.finish()?;
-                return Ok(None);
-            };
-            for chunk in &chunks[..count] {
-                self.decoder.push(chunk);
-            }
-        }
+        Ok(self.0.next().await?)
     }
 
     /// The next frame if it has arrived already.
     pub(super) fn buffered(&mut self) -> Result<Option<Frame>, StreamError> {
-        Ok(self.decoder.next_frame()?)
+        Ok(self.0.buffered()?)
     }
 
     /// The one control message that must come now.
@@ -74,7 +62,7 @@ impl FrameReader {
     /// Tells the node that nobody reads any more.
     pub(super) fn stop(&mut self) {
         // An error says that the stream is over, which is what is wanted.
-        let _ = self.recv.stop(CloseCode::Unwanted.code().into());
+        let _ = self.0.stream().stop(CloseCode::Unwanted.code().into());
     }
 }
 
@@ -106,7 +94,5 @@ pub(super) async fn send_control(
     Ok(())
 }
 
-/// Packets taken from a stream at once: about 90 KiB, so that a batch costs few locks of the connection.
-const CHUNKS: usize = 64;
 /// They were sent before the sign that made us look for them.
 const LAST_WORDS_MAX: Duration = Duration::from_millis(200);

@@ -211,6 +211,24 @@ fn a_gap_behind_a_batch_that_will_be_sent_again_keeps_the_producer() {
 }
 
 #[test]
+fn a_stream_to_a_topic_that_is_gone_is_not_used_again() {
+    let mut bench = Bench::new(OutboxOptions { batch_len: 1, ..options() });
+    bench.push("a");
+    bench.push("b");
+    bench.outbox.flush();
+    bench.sends();
+    assert!(matches!(bench.nack(0, &fault(Code::UnknownTopic))[..], [Err(_)]));
+    assert!(!bench.outbox.must_reopen(), "one is still to be answered");
+    assert!(matches!(bench.nack(1, &fault(Code::UnknownTopic))[..], [Err(_)]));
+    assert!(bench.outbox.must_reopen());
+    bench.push("c");
+    assert_eq!(bench.sends(), []);
+    bench.outbox.lost(&Obstacle::Silence);
+    bench.open();
+    assert_eq!(bench.sends(), [(ProducerId(START.0 + 1), 0, vec!["c".to_owned()])]);
+}
+
+#[test]
 fn a_forgotten_producer_is_replaced_only_for_what_cannot_be_stored() {
     let mut bench = Bench::new(OutboxOptions { batch_len: 1, ..options() });
     bench.push("a");

@@ -83,7 +83,8 @@ impl Driver {
             let Stream { mut send, mut reader, .. } = opened;
             let ended = tokio::select! {
                 result = write(&self.shared, &mut send) => match result {
-                    Ok(()) => {
+                    Ok(Written::TopicGone) => StreamError::Lost("the topic is gone".into()),
+                    Ok(Written::All) => {
                         // The node has nothing left to answer; its own end says that it has seen ours.
                         let _ = timeout(FINISH_MAX, reader.next()).await;
                         break;
@@ -218,15 +219,23 @@ async fn expire(shared: &Shared) {
     }
 }
 
-/// Writes what is due. Ends when the publisher is closed and all is settled.
-async fn write(shared: &Shared, send: &mut SendStream) -> Result<(), StreamError> {
+/// Why nothing more is written.
+enum Written {
+    /// The publisher is closed and all is settled.
+    All,
+    /// The topic that the stream leads to is no more, and all that was sent is answered.
+    TopicGone,
+}
+
+/// Writes what is due.
+async fn write(shared: &Shared, send: &mut SendStream) -> Result<Written, StreamError> {
     let mut out = Vec::new();
     let mut chunks: Vec<Bytes> = Vec::new();
     loop {
         let now = Instant::now().into_std();
-        let (wake, done) = shared.decide(&mut out, |outbox, out| {
+        let (wake, done, gone) = shared.decide(&mut out, |outbox, out| {
             outbox.poll(now, out);
-            (outbox.next_wake(now), outbox.is_done())
+            (outbox.next_wake(now), outbox.is_done(), outbox.must_reopen())
         });
         let mut heads = BytesMut::new();
         for effect in out.drain(..) {
@@ -244,7 +253,10 @@ async fn write(shared: &Shared, send: &mut SendStream) -> Result<(), StreamError
         if done {
             // An error says that the node has ended the stream, and nothing waits for it any more.
             let _ = send.finish();
-            return Ok(());
+            return Ok(Written::All);
+        }
+        if gone {
+            return Ok(Written::TopicGone);
         }
         match wake {
             Some(at) => tokio::select! {

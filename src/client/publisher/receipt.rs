@@ -40,6 +40,26 @@ impl AckFuture {
     pub(super) fn new(receipt: Arc<Receipt>, index: u32) -> Self {
         Self { receipt, index }
     }
+
+    /// What became of the record, if that is known already.
+    #[must_use]
+    pub fn try_get(&self) -> Option<Result<Delivery, PublishError>> {
+        let state = self.receipt.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*state {
+            State::Settled(outcome) => Some(self.delivery(outcome)),
+            State::Waiting(_) => None,
+        }
+    }
+
+    fn delivery(&self, outcome: &Result<Stored, PublishError>) -> Result<Delivery, PublishError> {
+        let stored = outcome.as_ref().map_err(Clone::clone)?;
+        Ok(Delivery {
+            partition: stored.partition,
+            offset: Offset(stored.base_offset.0.saturating_add(self.index.into())),
+            level: stored.level,
+            copies: stored.copies,
+        })
+    }
 }
 
 impl Future for AckFuture {
@@ -48,13 +68,7 @@ impl Future for AckFuture {
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let mut state = self.receipt.0.lock().unwrap_or_else(PoisonError::into_inner);
         match &mut *state {
-            State::Settled(Ok(stored)) => Poll::Ready(Ok(Delivery {
-                partition: stored.partition,
-                offset: Offset(stored.base_offset.0.saturating_add(self.index.into())),
-                level: stored.level,
-                copies: stored.copies,
-            })),
-            State::Settled(Err(error)) => Poll::Ready(Err(error.clone())),
+            State::Settled(outcome) => Poll::Ready(self.delivery(outcome)),
             State::Waiting(wakers) => {
                 match wakers.get_mut(&self.index) {
                     Some(waker) => waker.clone_from(cx.waker()),
