@@ -114,6 +114,10 @@ fn keys_go_to_the_partitions_that_are_written() {
     }
 }
 
+fn millis(duration: std::time::Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap()
+}
+
 #[test]
 fn the_limits_are_those_of_the_code() {
     let known = [
@@ -142,12 +146,9 @@ fn the_limits_are_those_of_the_code() {
         ("batches of a publish stream without an ack", limits::PUBLISH_WINDOW_BATCHES.into()),
         ("bytes of a publish stream without an ack", limits::PUBLISH_WINDOW_BYTES.into()),
         ("requests of a connection under way", limits::REQUESTS_PER_CONNECTION_MAX.into()),
-        ("idle time of a connection, milliseconds", limits::IDLE_TIMEOUT.as_millis() as u64),
-        ("time for Hello, milliseconds", limits::HELLO_TIMEOUT.as_millis() as u64),
-        (
-            "time for the first frame of a stream, milliseconds",
-            limits::REQUEST_TIMEOUT.as_millis() as u64,
-        ),
+        ("idle time of a connection, milliseconds", millis(limits::IDLE_TIMEOUT)),
+        ("time for Hello, milliseconds", millis(limits::HELLO_TIMEOUT)),
+        ("time for the first frame of a stream, milliseconds", millis(limits::REQUEST_TIMEOUT)),
     ];
     let known: BTreeSet<_> = known.map(|(what, most)| (what.to_owned(), most.to_string())).into();
     let rows = table(&protocol(), "### Table of limits");
