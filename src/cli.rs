@@ -7,6 +7,7 @@ pub mod output;
 #[doc(hidden)]
 pub mod own_broker;
 
+mod bench;
 mod cert;
 mod completions;
 mod config;
@@ -140,6 +141,8 @@ pub enum Command {
     Pub(pub_::Pub),
     /// Read a topic
     Sub(sub::Sub),
+    /// Measure throughput and latency, beside what the disk and a bare QUIC give
+    Bench(Box<bench::Bench>),
     /// Check or show the configuration of a node
     Config(config::ConfigCommand),
     /// Show a broker under load that is killed in the middle, and count what came through
@@ -160,6 +163,7 @@ impl Command {
             Self::Topic(args) => args.run(global),
             Self::Pub(args) => args.run(global),
             Self::Sub(args) => args.run(global),
+            Self::Bench(args) => args.run(global),
             Self::Config(args) => args.run(global),
             Self::Demo(args) => args.run(global),
             Self::Completions(args) => args.run(global),

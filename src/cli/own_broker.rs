@@ -187,7 +187,7 @@ impl OwnBroker {
 }
 
 /// Makes authority, node and client of a new site, and returns the client's profile.
-fn make_site(dir: &Path) -> Result<Profile, Failure> {
+pub(super) fn make_site(dir: &Path) -> Result<Profile, Failure> {
     let pki = dir.join("data/pki");
     fs::create_dir_all(&pki).map_err(|error| Failure::runtime(format!("no directory: {error}")))?;
     let word = "the name is a plain word";
