@@ -145,7 +145,7 @@ pub enum Command {
     Bench(Box<bench::Bench>),
     /// Check or show the configuration of a node
     Config(config::ConfigCommand),
-    /// Show a broker under load that is killed in the middle, and count what came through
+    /// Kill a broker under load, start it again, and count what came through
     Demo(demo::Demo),
     /// Print completions for a shell
     Completions(completions::Completions),

@@ -139,6 +139,13 @@ impl StartError {
             Self::Tls(_)
             | Self::OtherName { .. }
             | Self::MetadataMissing { .. }
+            | Self::Open {
+                source:
+                    StoreError::NewerFormat { .. }
+                    | StoreError::Shards { .. }
+                    | StoreError::Foreign { .. },
+                ..
+            }
             | Self::Group(GroupError::Rejected(_)) => true,
             Self::DataDir { .. }
             | Self::Open { .. }
@@ -165,7 +172,8 @@ impl StartError {
                 Some(format!("the number is fixed at the first start: set storage.shards = {have}"))
             }
             Self::Group(GroupError::Rejected(MetaReject::OtherDisk(_))) => Some(
-                "data.redb is not the one this node had: put it back, or move meta.redb away too"
+                "data.redb is not the one this node had: put that back, or move data.redb and meta.redb \
+                 away both to start anew"
                     .to_owned(),
             ),
             _ => None,
@@ -255,7 +263,11 @@ impl Server {
             engine,
             site: node.site,
             node: node.name,
-            addresses: vec![address.to_string()],
+            // A wildcard is no address that a client could dial.
+            addresses: match address.ip().is_unspecified() {
+                true => vec![],
+                false => vec![address.to_string()],
+            },
             data_dir: config.node.data_dir.clone(),
             topic_defaults: config.topic_defaults.settings(),
             allow_anonymous: config.listen.allow_anonymous,
@@ -266,7 +278,7 @@ impl Server {
             stopping: CancellationToken::new(),
         });
         housekeeping::check_disk(&shared, &marks);
-        let guard = ClockGuard::new(shared.engine.clock.wall());
+        let guard = ClockGuard::new(shared.engine.newest_record());
         let tasks = TaskTracker::new();
         tasks.spawn(housekeeping::run(Arc::clone(&shared), marks, guard));
         let per_second = config.limits.handshakes_per_address;
@@ -355,6 +367,8 @@ impl Server {
     }
 }
 
+/// The log's file in the data directory.
+const DATA_FILE: &str = "data.redb";
 /// How long a stopping node waits for its peers to hear that it closed.
 const CLOSE_MAX: Duration = Duration::from_secs(1);
 /// How long a stopping node waits for its disk.
@@ -423,7 +437,7 @@ fn disk_marks(config: &Config) -> DiskMarks {
 /// Opens log and metadata, and registers this boot.
 fn open(config: &Config, site: SiteName, name: NodeName) -> Result<Opened, StartError> {
     let dir = &config.node.data_dir;
-    let (data, meta) = (dir.join("data.redb"), dir.join("meta.redb"));
+    let (data, meta) = (dir.join(DATA_FILE), dir.join("meta.redb"));
     let options = Options {
         cache_bytes: usize::try_from(config.storage.cache).unwrap_or(usize::MAX),
         shards: config.storage.shards,

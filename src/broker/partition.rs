@@ -24,6 +24,8 @@ pub(super) struct Partition {
     pub(super) end: Offset,
     /// Append time of the newest batch: it never goes back, whatever the clock does.
     pub(super) newest: Timestamp,
+    /// `end` as it was found at the start of the epoch.
+    pub(super) found_end: Offset,
     /// A trim to here is appended and not committed yet.
     pub(super) trimming: Offset,
     pub(super) producers: BTreeMap<ProducerId, ProducerState>,

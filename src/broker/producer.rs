@@ -48,6 +48,10 @@ pub struct BadState;
 
 const REMEMBERED_LEN: usize = 32;
 
+/// As many again as can be recognised: with all that a producer may have in flight not committed yet, a checkpoint
+/// still holds what came before.
+const KEPT: usize = 2 * PRODUCER_BATCHES_REMEMBERED;
+
 impl ProducerState {
     /// What this sequence means.
     pub(super) fn look_up(&self, sequence: Sequence) -> Seen {
@@ -66,7 +70,7 @@ impl ProducerState {
 
     /// Notes a batch that was appended.
     pub(super) fn note(&mut self, batch: Remembered) {
-        if self.batches.len() == PRODUCER_BATCHES_REMEMBERED {
+        if self.batches.len() == KEPT {
             self.batches.pop_front();
         }
         self.batches.push_back(batch);
@@ -96,7 +100,7 @@ impl ProducerState {
     /// [`BadState`] when it is something else.
     pub fn decode(mut bytes: &[u8]) -> Result<Self, BadState> {
         let whole = bytes.len().is_multiple_of(REMEMBERED_LEN);
-        if !whole || bytes.len() > PRODUCER_BATCHES_REMEMBERED * REMEMBERED_LEN {
+        if !whole || bytes.len() > KEPT * REMEMBERED_LEN {
             return Err(BadState);
         }
         let mut batches = VecDeque::with_capacity(bytes.len() / REMEMBERED_LEN);
@@ -145,10 +149,20 @@ mod tests {
 
     #[test]
     fn only_the_newest_batches_are_remembered() {
-        let many = PRODUCER_BATCHES_REMEMBERED as u64 + 5;
+        let many = KEPT as u64 + 5;
         let state = state(many);
         assert_eq!(state.look_up(Sequence(4)), Seen::TooOld { expected: Sequence(many) });
         assert_eq!(state.look_up(Sequence(5)), Seen::Again(batch(5)));
+    }
+
+    #[test]
+    fn a_checkpoint_under_a_full_window_still_knows_the_producer() {
+        let window = PRODUCER_BATCHES_REMEMBERED as u64;
+        let state = state(window * 3);
+        let committed = Lsn(100 + window * 2);
+        let stored = ProducerState::decode(&state.encode_before(committed)).expect("own work");
+        assert_eq!(stored.look_up(Sequence(window * 2)), Seen::Next);
+        assert_eq!(stored.look_up(Sequence(window * 2 - 1)), Seen::Again(batch(window * 2 - 1)));
     }
 
     #[test]

@@ -4,31 +4,32 @@ use std::time::Duration;
 
 use crate::types::Timestamp;
 
-/// Notices a wall clock that was set by much, which would make all records look old.
+/// Tells a wall clock that is far ahead, which would make all records look old.
 ///
-/// Age limits are suspended from then on until the clock agrees again with what has passed, or the node is started
-/// anew: an operator who sets a clock right restarts, a clock that jumps by itself deletes nothing.
+/// The newest record in the log says when the site last lived. A clock that is further from there than the time that
+/// passed since the start, and a week for what the machine was switched off, is not believed, and age limits are
+/// suspended: a wrong clock keeps records too long, but deletes none. A clock that is behind deletes nothing anyway; so
+/// a machine that boots without a clock and gets the time later is served at once. After a longer rest the limits work
+/// again from the next start on, when newer records speak for the clock.
 #[derive(Clone, Copy, Debug)]
 pub struct ClockGuard {
-    wall_start: Timestamp,
+    newest: Timestamp,
 }
 
-/// A step of this size is no drift and no leap second.
-const STEP_MAX: Duration = Duration::from_secs(24 * 60 * 60);
+/// What a site may rest without its clock being doubted.
+const REST_MAX: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 
 impl ClockGuard {
-    /// Begins at this wall time.
+    /// Begins with the append time of the newest record, or the wall time where there is none.
     #[must_use]
-    pub fn new(wall: Timestamp) -> Self {
-        Self { wall_start: wall }
+    pub fn new(newest: Timestamp) -> Self {
+        Self { newest }
     }
 
-    /// Whether the wall clock has moved as far as the monotonic one since the start, within a day.
+    /// Whether the wall clock can be right, so long after the start.
     #[must_use]
     pub fn agrees(&self, wall: Timestamp, since_start: Duration) -> bool {
-        let passed = u64::try_from(since_start.as_millis()).unwrap_or(u64::MAX);
-        let expected = self.wall_start.0.saturating_add(passed);
-        Duration::from_millis(wall.0.abs_diff(expected)) <= STEP_MAX
+        wall.since(self.newest) <= REST_MAX.saturating_add(since_start)
     }
 }
 
@@ -36,15 +37,36 @@ impl ClockGuard {
 mod tests {
     use super::*;
 
+    const DAY: u64 = 24 * 60 * 60 * 1000;
+    const HOUR: Duration = Duration::from_secs(3600);
+
+    #[track_caller]
+    fn check(newest_day: u64, wall_day: u64, want: bool) {
+        let guard = ClockGuard::new(Timestamp(newest_day * DAY));
+        assert_eq!(guard.agrees(Timestamp(wall_day * DAY), HOUR), want);
+    }
+
     #[test]
-    fn a_clock_that_jumps_is_not_trusted_until_it_comes_back() {
-        let day = 24 * 60 * 60 * 1000;
-        let guard = ClockGuard::new(Timestamp(100 * day));
-        let hour = Duration::from_secs(3600);
-        assert!(guard.agrees(Timestamp(100 * day + 3_600_000), hour));
-        assert!(guard.agrees(Timestamp(101 * day), hour), "23 hours ahead");
-        assert!(!guard.agrees(Timestamp(102 * day), hour));
-        assert!(!guard.agrees(Timestamp(0), hour), "back to 1970");
-        assert!(guard.agrees(Timestamp(100 * day + 7_200_000), hour * 2));
+    fn a_clock_that_is_years_ahead_is_not_believed() {
+        check(20_000, 47_000, false);
+        check(20_000, 20_008, false);
+    }
+
+    #[test]
+    fn a_weekend_off_is_believed() {
+        check(20_000, 20_003, true);
+    }
+
+    #[test]
+    fn a_clock_that_is_behind_deletes_nothing_and_may_be_put_right() {
+        check(20_000, 0, true);
+        check(20_000, 20_001, true);
+    }
+
+    #[test]
+    fn what_passes_while_the_node_runs_is_believed() {
+        let guard = ClockGuard::new(Timestamp(20_000 * DAY));
+        let year = Duration::from_secs(365 * 24 * 3600);
+        assert!(guard.agrees(Timestamp(20_365 * DAY), year));
     }
 }

@@ -133,6 +133,8 @@ pub struct Shard<W> {
     waits: u64,
     /// Producer state that changed since the last checkpoint, and by which entry.
     dirty: BTreeMap<(PartitionId, ProducerId), Lsn>,
+    /// Producers that an entry forgets which is not committed yet: a checkpoint before it still holds them.
+    leaving: BTreeMap<(PartitionId, ProducerId), ProducerState>,
 }
 
 impl<W> Shard<W> {
@@ -161,12 +163,14 @@ impl<W> Shard<W> {
             waiting_replicated: BTreeMap::new(),
             waits: 0,
             dirty: BTreeMap::new(),
+            leaving: BTreeMap::new(),
         };
         for (partition, start, end, newest) in found.partitions {
             let state = Partition {
                 start,
                 committed: start,
                 end,
+                found_end: end,
                 newest,
                 trimming: start,
                 producers: BTreeMap::new(),
@@ -174,8 +178,10 @@ impl<W> Shard<W> {
             shard.partitions.insert(partition, state);
         }
         for (partition, producer, state) in found.producers {
-            if let Some(partition) = shard.partitions.get_mut(&partition) {
-                partition.producers.insert(producer, state);
+            match shard.partitions.get_mut(&partition) {
+                Some(partition) => drop(partition.producers.insert(producer, state)),
+                // Dropped, and killed before a checkpoint said so: the next one does.
+                None => drop(shard.dirty.insert((partition, producer), Lsn(0))),
             }
         }
         for entry in &found.tail {
@@ -234,8 +240,9 @@ impl<W> Shard<W> {
     pub fn drop_partition(&mut self, partition: PartitionId, out: &mut Vec<Effect<W>>) {
         let Some(state) = self.partitions.remove(&partition) else { return };
         let lsn = self.append(EntryKind::PartitionDrop, partition, Bytes::new(), out);
-        for producer in state.producers.keys() {
-            self.dirty.insert((partition, *producer), lsn);
+        for (producer, state) in state.producers {
+            self.dirty.insert((partition, producer), lsn);
+            self.leaving.entry((partition, producer)).or_insert(state);
         }
         self.pending.push_back((lsn, partition, Pending::Drop));
     }
@@ -279,14 +286,16 @@ impl<W> Shard<W> {
             if lsn >= applied {
                 later.insert((partition, producer), lsn);
             }
-            let state = self.partitions.get(&partition).and_then(|p| p.producers.get(&producer));
-            match state {
+            let key = (partition, producer);
+            if lsn < applied {
+                self.leaving.remove(&key);
+            }
+            let now = || self.partitions.get(&partition).and_then(|p| p.producers.get(&producer));
+            match self.leaving.get(&key).or_else(now) {
                 Some(state) => {
                     checkpoint.put.push((partition, producer, state.encode_before(applied)));
                 }
-                // Until the entry that forgets it is committed, a restart may need it.
-                None if lsn >= applied => {}
-                None => checkpoint.delete.push((partition, producer)),
+                None => checkpoint.delete.push(key),
             }
         }
         self.dirty = later;
@@ -400,9 +409,10 @@ impl<W> Shard<W> {
     }
 
     fn forget(&mut self, id: PartitionId, producer: ProducerId, lsn: Lsn) {
-        if let Some(partition) = self.partitions.get_mut(&id) {
-            partition.producers.remove(&producer);
+        let Some(partition) = self.partitions.get_mut(&id) else { return };
+        if let Some(state) = partition.producers.remove(&producer) {
             self.dirty.insert((id, producer), lsn);
+            self.leaving.entry((id, producer)).or_insert(state);
         }
     }
 
@@ -487,7 +497,7 @@ impl<W> Shard<W> {
     ) {
         if let Pending::Recovered = pending {
             for (id, partition) in &mut self.partitions {
-                partition.committed = partition.end;
+                partition.committed = partition.committed.max(partition.found_end);
                 changed.insert(*id);
             }
             return;

@@ -1,6 +1,6 @@
 //! Connections: who may come in, and what each of their streams is for.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use quinn::{Connection, Endpoint, Incoming, RecvStream, SendStream, VarInt};
 use tokio::{
@@ -179,6 +179,13 @@ impl Client {
         }
         self.streams.close();
         self.streams.wait().await;
+        if self.shared.stopping.is_cancelled() {
+            // The goodbye must not be overtaken by the close.
+            let _ = control.finish();
+            let _ = timeout(GOODBYE_MAX, control.stopped()).await;
+            let code = CloseCode::Stopping;
+            close(&self.connection, code, &code.to_string());
+        }
     }
 
     async fn hello(&self) -> Result<(SendStream, FrameReader, Hello), (CloseCode, String)> {
@@ -250,7 +257,13 @@ impl Client {
     /// Serves one stream: its first frame says what it is for.
     async fn stream(&self, mut output: SendStream, input: RecvStream) {
         let mut input = FrameReader::new(input);
-        let first = match timeout(REQUEST_TIMEOUT, input.next()).await {
+        let first = tokio::select! {
+            first = timeout(REQUEST_TIMEOUT, input.next()) => first,
+            () = self.shared.stopping.cancelled() => {
+                return streams::end(&mut output, streams::stopping().into()).await;
+            }
+        };
+        let first = match first {
             Ok(Ok(Some(first))) => first,
             // Ended before it said anything.
             Ok(Ok(None)) => return drop(streams::finish(&mut output)),
@@ -306,6 +319,9 @@ impl Client {
         streams::finish(output)
     }
 }
+
+/// How long a stopping node waits for a client to have read its goodbye.
+const GOODBYE_MAX: Duration = Duration::from_secs(1);
 
 /// Closes a connection with a code and a reason for people.
 pub(super) fn close(connection: &Connection, code: CloseCode, reason: &str) {

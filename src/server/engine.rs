@@ -29,7 +29,7 @@ use crate::{
         CommitQueue, CommitSink, Recovered, RecoveredShard, Reservation, ShardCheckpoint, Store,
         StoreError,
     },
-    types::{Lsn, NodeId, Offset, PartitionId, ProducerId, ShardId, TopicName},
+    types::{Lsn, NodeId, Offset, PartitionId, ProducerId, ShardId, Timestamp, TopicName},
     wire::{Code, Entry, EntryKind, Fault},
 };
 
@@ -48,6 +48,9 @@ pub(super) struct Engine {
     /// Partitions whose drop is committed.
     dropped: Mutex<HashSet<PartitionId>>,
     disk_low: AtomicBool,
+    /// Held while a topic is made, changed or deleted: metadata, table and shards change together.
+    topic_change: Mutex<()>,
+    newest_record: Timestamp,
     failed: watch::Sender<Option<String>>,
     recovered: watch::Sender<bool>,
 }
@@ -100,6 +103,8 @@ impl Engine {
         };
         let mut shards = Vec::new();
         let mut begun = Vec::new();
+        let newest = recovered.partitions.iter().map(|(_, _, bounds)| bounds.last_time).max();
+        let newest_record = newest.filter(|t| *t > Timestamp(0)).unwrap_or_else(|| clock.wall());
         let mut bounds: HashMap<ShardId, Vec<_>> = HashMap::new();
         for (shard, partition, b) in recovered.partitions {
             bounds.entry(shard).or_default().push((partition, b.start, b.end, b.last_time));
@@ -143,6 +148,8 @@ impl Engine {
             tail: Mutex::default(),
             dropped: Mutex::default(),
             disk_low: AtomicBool::new(false),
+            topic_change: Mutex::default(),
+            newest_record,
             failed: watch::Sender::new(None),
             recovered: watch::Sender::new(false),
         });
@@ -187,8 +194,8 @@ impl Engine {
         settings: crate::types::TopicSettings,
     ) -> Result<Arc<Topic>, GroupError> {
         let now = self.clock.wall();
-        let command = MetaCommand::CreateTopic { name: name.clone(), settings, now };
-        self.group.propose(command)?;
+        let _change = self.change_topics();
+        self.propose(MetaCommand::CreateTopic { name: name.clone(), settings, now })?;
         self.put_topic(name)
     }
 
@@ -198,13 +205,15 @@ impl Engine {
         name: &TopicName,
         change: crate::wire::RetentionChange,
     ) -> Result<Arc<Topic>, GroupError> {
-        self.group.propose(MetaCommand::SetTopic { name: name.clone(), change })?;
+        let _change = self.change_topics();
+        self.propose(MetaCommand::SetTopic { name: name.clone(), change })?;
         self.put_topic(name)
     }
 
     /// Deletes a topic with all that is in it.
     pub(super) fn delete_topic(&self, name: &TopicName) -> Result<(), GroupError> {
-        self.group.propose(MetaCommand::DeleteTopic { name: name.clone() })?;
+        let _change = self.change_topics();
+        self.propose(MetaCommand::DeleteTopic { name: name.clone() })?;
         if let Some(topic) = self.topics.remove(name) {
             for partition in &topic.partitions {
                 partition.set_dropped();
@@ -235,10 +244,15 @@ impl Engine {
             })
         };
         for id in gone {
-            self.group.propose(MetaCommand::ForgetTopic { id })?;
+            self.propose(MetaCommand::ForgetTopic { id })?;
             self.dropped().retain(|partition| partition.topic != id);
         }
         Ok(())
+    }
+
+    /// Append time of the newest record that was found at the start, or the time of the start.
+    pub(super) fn newest_record(&self) -> Timestamp {
+        self.newest_record
     }
 
     /// Whether publishes are refused because the disk is low.
@@ -272,6 +286,22 @@ impl Engine {
     /// Batches that wait for their ack.
     pub(super) fn waiting(&self) -> usize {
         self.shard_ids().map(|id| self.lock(id).waiting()).sum()
+    }
+
+    fn change_topics(&self) -> MutexGuard<'_, ()> {
+        // It guards no value: a panic under it leaves nothing half done that a restart does not mend.
+        self.topic_change.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Proposes a command. A node that cannot write its metadata must stop, as one that cannot write its log.
+    fn propose(&self, command: MetaCommand) -> Result<MetaOutcome, GroupError> {
+        let outcome = self.group.propose(command);
+        if let Err(error) = &outcome
+            && !matches!(error, GroupError::Rejected(_))
+        {
+            self.fail(&error.to_string());
+        }
+        outcome
     }
 
     fn shard_ids(&self) -> impl Iterator<Item = ShardId> + use<> {
@@ -491,7 +521,7 @@ fn producer_of_key(mut key: Bytes) -> Option<(PartitionId, ProducerId)> {
 
 fn recovery(
     found: RecoveredShard,
-    partitions: Vec<(PartitionId, Offset, Offset, crate::types::Timestamp)>,
+    partitions: Vec<(PartitionId, Offset, Offset, Timestamp)>,
 ) -> Result<Recovery, EngineError> {
     let bad = |reason: &str| EngineError::Shard { shard: found.shard, reason: reason.to_owned() };
     let mut recovery = Recovery {

@@ -54,12 +54,17 @@ pub(super) fn check_disk(shared: &Shared, marks: &DiskMarks) {
     };
     let engine = &shared.engine;
     let low = engine.is_disk_low();
-    if !low && free < marks.low_space {
+    // The ballast goes by what the file system has; publishes also have what the log's own file has to spare.
+    let room = free.saturating_add(spare(shared));
+    if !low && room < marks.low_space {
         engine.set_disk_low(true);
         tracing::error!(free, mark = marks.low_space, "disk is low, publishes are refused");
-    } else if low && free >= marks.low_space + marks.low_space / 4 {
+    } else if low && room >= marks.low_space + marks.low_space / 4 {
         engine.set_disk_low(false);
         tracing::warn!(free, "disk has room again, publishes are taken");
+    }
+    if free < marks.low_space {
+        engine.queue.press();
     }
     // Commits of trims need some pages before they free any.
     let critical = marks.low_space / 4;
@@ -76,6 +81,19 @@ pub(super) fn check_disk(shared: &Shared, marks: &DiskMarks) {
     }
 }
 
+/// Bytes of the log's file that are free for new records. Half of what the file could spare at best, because rows
+/// fill their pages unevenly: better to refuse too early than to find no room in a commit.
+fn spare(shared: &Shared) -> u64 {
+    use std::os::unix::fs::MetadataExt;
+    let file = std::fs::metadata(shared.data_dir.join(super::DATA_FILE));
+    let held = file.map_or(0, |file| file.blocks().saturating_mul(512));
+    let stats = shared.engine.store.stats();
+    held.saturating_sub(2 * (stats.live_bytes + stats.dead_bytes)).saturating_sub(SPARE_MARGIN)
+}
+
+/// Index, state and the database's own pages, with room for a commit.
+const SPARE_MARGIN: u64 = 32 * 1024 * 1024;
+
 async fn trim_topics(shared: Arc<Shared>, guard: ClockGuard) {
     let mut ticks = ticks(RETENTION_INTERVAL);
     let mut trusted = true;
@@ -86,10 +104,10 @@ async fn trim_topics(shared: Arc<Shared>, guard: ClockGuard) {
         if agrees != trusted {
             trusted = agrees;
             if trusted {
-                tracing::warn!("wall clock agrees again, age limits work");
+                tracing::warn!("wall clock can be right again, age limits work");
             } else {
                 tracing::error!(
-                    "wall clock was set by more than a day, age limits are suspended until a restart"
+                    "wall clock is far ahead of the newest record, age limits are suspended"
                 );
             }
         }

@@ -145,7 +145,12 @@ impl<S: CommitSink> Loop<S> {
                 drop(room);
                 self.sink.committed(&ends);
             }
-            if self.writer.checkpoint_due() {
+            if self.queue.is_pressed() {
+                self.writer.press();
+            }
+            // What was trimmed is freed behind a checkpoint: on a quiet node nothing else would bring one.
+            let quiet = entries.is_empty() && self.writer.has_endings();
+            if quiet || self.writer.checkpoint_due() {
                 let handed = self.sink.checkpoint();
                 self.writer.checkpoint(handed)?;
             }

@@ -53,6 +53,13 @@ impl Writer {
         self.garbage.cursor = Some(self.garbage.first_row);
     }
 
+    /// The disk runs full: frees what is dead, however little, unless a pass is under way.
+    pub fn press(&mut self) {
+        if self.garbage.dead > 0 && self.garbage.cursor.is_none() {
+            self.begin_pass();
+        }
+    }
+
     /// The first row that replay needs.
     fn replay_row(&self) -> u64 {
         self.shards.iter().map(|log| log.replay_row).min().unwrap_or(0)

@@ -2,7 +2,10 @@
 
 use std::{
     collections::VecDeque,
-    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Condvar, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
@@ -37,6 +40,7 @@ struct Shared {
     waiting: Mutex<Waiting>,
     wake: Condvar,
     room: Arc<Semaphore>,
+    pressed: AtomicBool,
 }
 
 #[derive(Debug, Default)]
@@ -79,6 +83,7 @@ impl CommitQueue {
                 waiting: Mutex::default(),
                 wake: Condvar::new(),
                 room: Arc::new(Semaphore::new(COMMIT_QUEUE_BYTES_MAX)),
+                pressed: AtomicBool::new(false),
             }),
         }
     }
@@ -124,6 +129,16 @@ impl CommitQueue {
             self.shared.wake.notify_one();
         }
         Ok(())
+    }
+
+    /// Asks the commit thread to free on the disk what it can.
+    pub fn press(&self) {
+        self.shared.pressed.store(true, Relaxed);
+    }
+
+    /// Whether that was asked since the last call.
+    pub(super) fn is_pressed(&self) -> bool {
+        self.shared.pressed.swap(false, Relaxed)
     }
 
     /// Tells whether the log takes entries.

@@ -115,6 +115,12 @@ impl Writer {
         self.since.0 >= CHECKPOINT_ENTRIES || self.since.1 >= CHECKPOINT_BYTES
     }
 
+    /// Tells whether records were trimmed or dropped since the last checkpoint: their room is free only after one.
+    #[must_use]
+    pub fn has_endings(&self) -> bool {
+        self.shards.iter().any(|log| !log.endings.is_empty())
+    }
+
     /// Closes the store and marks that it was closed.
     ///
     /// # Errors

@@ -284,7 +284,8 @@ impl BatchBuilder {
     /// # Errors
     /// [`BadRecord`] when it breaks a limit of the protocol.
     pub fn push(&mut self, record: &Record) -> Result<Pushed, BadRecord> {
-        let len = record.len(self.time_base)?;
+        let time_base = if self.records == 0 { record.timestamp } else { self.time_base };
+        let len = record.len(time_base)?;
         if len > RECORD_LEN_MAX {
             return Err(BadRecord::TooLarge { len });
         }

@@ -148,7 +148,7 @@ pub struct TopicRequest {
     pub retention: RetentionChange,
 }
 
-/// What changes of a retention: absent = leave, null = no limit.
+/// What changes of a retention; what is absent stays.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct RetentionChange {

@@ -11,7 +11,7 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 
 use super::{
     batch::BatchHeader,
-    varint::{Truncated, get_varint, put_varint, varint_len},
+    varint::{Truncated, VARINT_MAX, get_varint, put_varint, varint_len},
 };
 use crate::{
     limits::{HEADER_NAME_LEN_MAX, KEY_LEN_MAX, RECORD_HEADERS_MAX, RECORD_LEN_MAX},
@@ -52,6 +52,9 @@ pub enum BadRecord {
         /// Number of headers.
         count: u64,
     },
+    /// A timestamp that a varint cannot carry.
+    #[error("timestamp {0} is past the year 146 million")]
+    Timestamp(Timestamp),
     /// An empty or too long header name, or one that is not UTF-8.
     #[error("header name must be 1 to {max} bytes of UTF-8", max = HEADER_NAME_LEN_MAX)]
     HeaderName,
@@ -98,6 +101,9 @@ impl Record {
         }
         if self.headers.len() > RECORD_HEADERS_MAX {
             return Err(BadRecord::TooManyHeaders { count: self.headers.len() as u64 });
+        }
+        if self.timestamp.0 > VARINT_MAX {
+            return Err(BadRecord::Timestamp(self.timestamp));
         }
         let delta = self.timestamp.0.saturating_sub(time_base.0);
         let mut len = varint_len(delta)

@@ -256,9 +256,58 @@ fn a_checkpoint_says_what_changed_since_the_last_one() {
     world.sync();
     assert_eq!(world.shard.checkpoint().put.len(), 1, "and now as it is");
     world.shard.drop_partition(P, &mut world.out);
-    assert_eq!(world.shard.checkpoint().delete, [], "the drop is not committed yet");
+    let checkpoint = world.shard.checkpoint();
+    assert_eq!(checkpoint.delete, [], "the drop is not committed yet");
+    assert_eq!(checkpoint.put.len(), 1, "a restart before the drop still needs it");
     world.sync();
     assert_eq!(world.shard.checkpoint().delete, [(P, ProducerId(7))]);
+}
+
+#[test]
+fn a_checkpoint_before_an_expiry_is_committed_holds_the_producer_as_it_was() {
+    let mut world = World::with_partition();
+    world.publish("a", 7, 0, 1);
+    world.sync();
+    let _ = world.shard.checkpoint();
+    world.publish("b", 7, 1, 1);
+    world.sync();
+    let later = Timestamp(51 + u64::try_from(PRODUCER_IDLE_MAX.as_millis()).expect("fits"));
+    world.shard.expire_producers(later, 10, &mut world.out);
+    let checkpoint = world.shard.checkpoint();
+    // The power goes before the expiry is on the disk.
+    world.out.clear();
+    let mut found = world.crash();
+    found.tail.retain(|e| e.header.lsn >= checkpoint.applied);
+    found.applied = checkpoint.applied;
+    for (partition, producer, state) in checkpoint.put {
+        found.add_producer(partition, producer, &state).expect("own work");
+    }
+    let mut world = World::begin(2, found);
+    world.sync();
+    world.publish("b again", 7, 1, 1);
+    assert_eq!(world.acked(), [("b again", 1)]);
+}
+
+#[test]
+fn state_of_a_partition_that_is_gone_is_deleted_by_the_next_checkpoint() {
+    let mut found = World::with_partition().crash();
+    let nowhere = PartitionId { topic: TopicId(99), index: 0 };
+    found.add_producer(nowhere, ProducerId(7), &[]).expect("empty state");
+    let mut world = World::begin(2, found);
+    world.sync();
+    assert_eq!(world.shard.checkpoint().delete, [(nowhere, ProducerId(7))]);
+}
+
+#[test]
+fn what_is_appended_behind_the_epoch_start_is_not_committed_with_it() {
+    let mut world = World::with_partition();
+    world.publish("a", 0, 0, 2);
+    let mut world = World::begin(2, world.crash());
+    let epoch_start = world.log[0].header.lsn;
+    world.publish("b", 0, 0, 3);
+    world.shard.durable(ME, epoch_start.next(), &mut world.out);
+    world.perform();
+    assert_eq!(world.views[&P].end, Offset(2));
 }
 
 #[test]

@@ -78,6 +78,8 @@ fn a_full_builder_says_so_and_goes_on() {
         BatchBuilder::new(200).push(&Record::new(vec![0; RECORD_LEN_MAX])),
         Err(BadRecord::TooLarge { len: RECORD_LEN_MAX + 7 })
     );
+    let late = Record { timestamp: Timestamp(u64::MAX), ..Record::new("x") };
+    assert_eq!(builder.push(&late), Err(BadRecord::Timestamp(Timestamp(u64::MAX))));
 }
 
 #[test]
