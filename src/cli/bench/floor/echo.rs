@@ -41,7 +41,9 @@ pub(in crate::cli::bench) async fn serve(dir: &Path) -> Result<(), Failure> {
         .map_err(Failure::config)?;
     let address = SocketAddr::from(([127, 0, 0, 1], 0));
     let limits = ConnectionLimits::default();
-    let endpoint = endpoint::server(address, Arc::new(tls), &limits).map_err(Failure::runtime)?;
+    let secret = credentials.reset_secret().map_err(Failure::config)?;
+    let endpoint = endpoint::server(address, Arc::new(tls), &limits, &secret);
+    let endpoint = endpoint.map_err(Failure::runtime)?;
     let address = endpoint.local_addr().map_err(Failure::runtime)?;
     fs::write(dir.join(ADDRESS_FILE), format!("{address}\n")).map_err(Failure::runtime)?;
     let mut connections = JoinSet::new();
