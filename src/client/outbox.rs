@@ -59,6 +59,8 @@ pub(super) enum Effect {
 pub(super) struct OutboxOptions {
     pub(super) batch_len: usize,
     pub(super) linger: Duration,
+    /// Batches under way from which on a batch lingers.
+    pub(super) linger_behind: usize,
     pub(super) compression: Compression,
     pub(super) in_flight_batches: usize,
     pub(super) in_flight_bytes: usize,
@@ -193,7 +195,8 @@ impl Outbox {
             // The record that did not fit has begun the next batch of this lane; those after it go elsewhere.
             self.sticky = (self.sticky + 1) % self.partitions as usize;
         }
-        let wake = pushed.sealed || pushed.begun || self.flying_batches == 0;
+        let wake =
+            pushed.sealed || pushed.begun || self.flying_batches < self.options.linger_behind;
         Ok(Ticket { batch: pushed.batch, index: pushed.index, wake })
     }
 
@@ -322,7 +325,7 @@ impl Outbox {
         let next = Next {
             now,
             bytes_left,
-            hurry: self.closing || self.flying_batches == 0,
+            hurry: self.closing || self.flying_batches < self.options.linger_behind,
             flush_before: self.flush_before,
         };
         let (options, fresh) = (&self.options, &mut self.fresh);

@@ -44,6 +44,7 @@ impl PublisherBuilder {
             options: OutboxOptions {
                 batch_len: BATCH_LEN,
                 linger: LINGER,
+                linger_behind: LINGER_BEHIND,
                 compression: Compression::None,
                 in_flight_batches: PUBLISH_WINDOW_BATCHES as usize,
                 in_flight_bytes: PUBLISH_WINDOW_BYTES as usize,
@@ -82,8 +83,8 @@ impl PublisherBuilder {
         self
     }
 
-    /// How long a batch waits to become full while others are under way: 1 ms unless set. With nothing under way it
-    /// does not wait.
+    /// How long a batch waits to become full behind several that are under way: 1 ms unless set. With few under way it
+    /// does not wait, because the node takes what has come since its last commit into the next.
     #[must_use]
     pub fn linger(mut self, linger: Duration) -> Self {
         self.options.linger = linger;
@@ -328,4 +329,6 @@ fn now() -> Timestamp {
 /// With the header of a log entry a full batch still fits one row.
 const BATCH_LEN: usize = ROW_LEN_MAX - 512;
 const LINGER: Duration = Duration::from_millis(1);
+/// Enough that the node always has some to commit while acks travel, few enough that batches fill when records are many.
+const LINGER_BEHIND: usize = 8;
 const DEADLINE: Duration = Duration::from_secs(60);

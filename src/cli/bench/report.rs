@@ -299,7 +299,7 @@ mod tests {
         let runs = [run(2_000, 40, 4e5), run(4_000, 30, 1e5), run(3_000, 50, 2e5)];
         let row = Row::of(ROW, &load(0), &runs);
         assert_eq!((row.publish.records_per_second, row.publish.mb_per_second), (1_500.0, 0.15));
-        assert!((row.publish.latency.p50_us - 40.0).abs() < 0.1);
+        assert!((row.publish.latency.p50_us - 40.0).abs() < 1.0);
         assert_eq!(row.deliver, None);
         let floor = row.floor.expect("measured");
         assert_eq!((floor.of_append, floor.of_echo, floor.append_chunk), (0.75, 0.375, 1_000));

@@ -12,6 +12,7 @@ fn options() -> OutboxOptions {
     OutboxOptions {
         batch_len: 200,
         linger: Duration::from_millis(1),
+        linger_behind: 1,
         compression: Compression::None,
         in_flight_batches: 1_000,
         in_flight_bytes: 1 << 20,
@@ -118,6 +119,19 @@ fn a_lone_record_goes_out_at_once_and_the_next_lingers() {
     assert_eq!(bench.outbox.next_wake(bench.now), Some(bench.now + Duration::from_millis(1)));
     bench.pass(1);
     assert_eq!(bench.sends(), [(START, 1, vec!["b".to_owned(), "c".to_owned()])]);
+}
+
+#[test]
+fn a_batch_lingers_behind_as_many_as_were_chosen() {
+    let mut bench = Bench::new(OutboxOptions { linger_behind: 3, ..options() });
+    for value in ["a", "b", "c"] {
+        bench.push(value);
+        assert_eq!(bench.sends().len(), 1, "{value}");
+    }
+    bench.push("d");
+    assert_eq!(bench.sends(), []);
+    bench.ack(1);
+    assert_eq!(bench.sends().len(), 1);
 }
 
 #[test]

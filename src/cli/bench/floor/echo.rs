@@ -39,11 +39,11 @@ pub(in crate::cli::bench) async fn serve(dir: &Path) -> Result<(), Failure> {
     let credentials = Credentials::of_node(&dir.join("data/pki")).map_err(Failure::config)?;
     let tls = tls::server_config(&credentials, ClientAuth::Required, &[ALPN_CLIENT], now())
         .map_err(Failure::config)?;
-    let secret = credentials.reset_secret().map_err(Failure::config)?;
     let address = SocketAddr::from(([127, 0, 0, 1], 0));
     let limits = ConnectionLimits::default();
-    let endpoint =
-        endpoint::server(address, Arc::new(tls), &limits, &secret).map_err(Failure::runtime)?;
+    let secret = credentials.reset_secret().map_err(Failure::config)?;
+    let endpoint = endpoint::server(address, Arc::new(tls), &limits, &secret);
+    let endpoint = endpoint.map_err(Failure::runtime)?;
     let address = endpoint.local_addr().map_err(Failure::runtime)?;
     fs::write(dir.join(ADDRESS_FILE), format!("{address}\n")).map_err(Failure::runtime)?;
     let mut connections = JoinSet::new();
