@@ -28,7 +28,7 @@ use crate::{
     net::{
         ConnectionLimits, Credentials,
         authority::NODE_SERVER_NAME,
-        endpoint,
+        endpoint::{self, ResetSecret},
         tls::{self, ALPN_CLIENT, ClientAuth},
     },
     wire::{Publish, batch::BATCH_HEADER_LEN},
@@ -41,7 +41,10 @@ pub(in crate::cli::bench) async fn serve(dir: &Path) -> Result<(), Failure> {
         .map_err(Failure::config)?;
     let address = SocketAddr::from(([127, 0, 0, 1], 0));
     let limits = ConnectionLimits::default();
-    let endpoint = endpoint::server(address, Arc::new(tls), &limits).map_err(Failure::runtime)?;
+    // It is not started again: nobody is to be told of a former self.
+    let secret = ResetSecret::derive(&rand::random::<[u8; 32]>());
+    let endpoint = endpoint::server(address, Arc::new(tls), &limits, &secret);
+    let endpoint = endpoint.map_err(Failure::runtime)?;
     let address = endpoint.local_addr().map_err(Failure::runtime)?;
     fs::write(dir.join(ADDRESS_FILE), format!("{address}\n")).map_err(Failure::runtime)?;
     let mut connections = JoinSet::new();
