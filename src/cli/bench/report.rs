@@ -231,9 +231,11 @@ fn latency(us: f64) -> String {
 }
 
 const FLOORS: &str = "\
-append: write and fdatasync of one chunk after the other to a growing file of the same directory; the chunk is all that
-        the producers have in flight, at most 4 MiB each and together, as one commit can hold it.
-echo:   bare quinn over loopback with the same TLS and limits: frames of one record up, 24-byte acks down, as many in flight.
+append: write and fdatasync of one chunk after the other to a growing file of the same directory; the
+        chunk is all that the producers have in flight, at most 4 MiB each and together, as one commit
+        can hold it.
+echo:   bare quinn over loopback with the same TLS and limits: frames of one record up, 24-byte acks
+        down, as many in flight.
 p50 ratio: publish-to-ack over append and echo together.
 ";
 
