@@ -1,20 +1,27 @@
 //! The client library: connect to a site, publish to its topics, read them, and administer them.
 //!
-//! ```no_run
-//! use dunlin::client::{Client, Position, Profile, Record};
+//! ```
+//! use dunlin::client::{Client, Event, Position, Record, TopicRequest};
 //!
-//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
-//! let client = Client::connect(&Profile::discover(None)?).await?;
+//! # #[tokio::main]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let broker = dunlin::cli::own_broker::BrokerHere::start().await;
+//! # let profile = broker.profile();
+//! // let profile = Profile::discover(None)?;
+//! let client = Client::connect(&profile).await?;
 //! let topic = "plant/line3".parse()?;
-//! client.topics().create(&topic, Default::default()).await?;
+//! client.topics().create(&topic, TopicRequest::default()).await?;
 //!
 //! let publisher = client.publisher(&topic).open().await?;
 //! let delivery = publisher.publish(Record::new("21.5").with_key("temp")).await?;
 //! println!("stored at offset {} of partition {}", delivery.offset, delivery.partition);
 //!
 //! let mut subscriber = client.subscribe(&topic).from(Position::Earliest).open().await?;
-//! while let Some(received) = subscriber.next().await {
-//!     println!("{:?}", received?.record.value);
+//! while let Some(event) = subscriber.next_event().await {
+//!     match event? {
+//!         Event::Record(received) => assert_eq!(received.record.value, "21.5"),
+//!         Event::CaughtUp => break,
+//!     }
 //! }
 //! # Ok(())
 //! # }
@@ -59,6 +66,24 @@ pub use crate::{
 };
 
 /// A connection to a site. Cheap to clone: clones share the connection.
+///
+/// ```
+/// # #[tokio::main]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let broker = dunlin::cli::own_broker::BrokerHere::start().await;
+/// # let profile = broker.profile();
+/// use std::time::Duration;
+///
+/// use dunlin::client::Client;
+///
+/// let builder = Client::builder(&profile).connect_timeout(Duration::from_secs(2));
+/// let client = builder.connect().await?;
+/// println!("{} of site {}", client.welcome().await?.node, client.welcome().await?.site);
+/// println!("up for {} ms", client.node_status().await?.uptime_ms);
+/// client.close().await;
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone)]
 pub struct Client {
     link: Arc<Link>,

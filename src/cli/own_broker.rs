@@ -16,7 +16,9 @@ use tokio::{
 
 use super::{cert, exit::Failure, now};
 use crate::{
+    Server,
     client::Profile,
+    config::Config,
     net::{
         Address, SiteAuthority,
         authority::Validity,
@@ -47,6 +49,12 @@ impl OwnBroker {
         parent: Option<&Path>,
         settings: &str,
     ) -> Result<Self, Failure> {
+        let mut broker = Self::prepare(program, parent, settings)?;
+        broker.restart().await?;
+        Ok(broker)
+    }
+
+    fn prepare(program: &Path, parent: Option<&Path>, settings: &str) -> Result<Self, Failure> {
         let mut builder = tempfile::Builder::new();
         builder.prefix("dunlin-");
         let dir = match parent {
@@ -55,10 +63,8 @@ impl OwnBroker {
         };
         let dir = dir.map_err(|error| Failure::runtime(format!("no directory: {error}")))?;
         let profile = make_site(dir.path())?;
-        let program = program.into();
-        let mut broker = Self { program, dir, profile, address: None, child: None };
+        let broker = Self { program: program.into(), dir, profile, address: None, child: None };
         broker.configure(settings)?;
-        broker.restart().await?;
         Ok(broker)
     }
 
@@ -183,6 +189,34 @@ impl OwnBroker {
 
     fn log_file(&self) -> PathBuf {
         self.dir.path().join("log")
+    }
+}
+
+/// A broker inside this process, for documentation that runs.
+#[derive(Debug)]
+pub struct BrokerHere {
+    _server: Server,
+    site: OwnBroker,
+}
+
+impl BrokerHere {
+    /// Makes a site in a new directory and serves it.
+    ///
+    /// # Panics
+    /// If that does not work: then the example that asked for it does not either.
+    pub async fn start() -> Self {
+        let small = "[storage]\nlow_space = '64MiB'\nballast = '16MiB'\n";
+        let mut site = OwnBroker::prepare(Path::new(""), None, small).expect("a directory");
+        let config = Config::load(Some(&site.config_file())).expect("a good configuration");
+        let server = Server::start(config).await.expect("a broker");
+        site.profile.addresses = vec![reachable(server.address()).expect("a bound address")];
+        Self { _server: server, site }
+    }
+
+    /// A profile that leads to it.
+    #[must_use]
+    pub fn profile(&self) -> &Profile {
+        self.site.profile()
     }
 }
 

@@ -144,8 +144,12 @@ impl PublisherBuilder {
 
 /// Publishes to one topic. Clones share everything; when the last is dropped, what has no ack is given up.
 ///
-/// ```no_run
-/// # async fn example(client: dunlin::client::Client) -> Result<(), Box<dyn std::error::Error>> {
+/// ```
+/// # #[tokio::main]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let broker = dunlin::cli::own_broker::BrokerHere::start().await;
+/// # let client = dunlin::client::Client::connect(broker.profile()).await?;
+/// # client.topics().create(&"plant/line3".parse()?, Default::default()).await?;
 /// use dunlin::client::Record;
 ///
 /// let publisher = client.publisher(&"plant/line3".parse()?).open().await?;

@@ -101,8 +101,12 @@ pub enum Event {
 ///
 /// It holds one batch. When its owner does not ask for more, nothing more is read, and QUIC slows the node down.
 ///
-/// ```no_run
-/// # async fn example(client: dunlin::client::Client) -> Result<(), Box<dyn std::error::Error>> {
+/// ```
+/// # #[tokio::main]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let broker = dunlin::cli::own_broker::BrokerHere::start().await;
+/// # let client = dunlin::client::Client::connect(broker.profile()).await?;
+/// # client.topics().create(&"plant/line3".parse()?, Default::default()).await?;
 /// use dunlin::client::{Event, Position};
 ///
 /// let topic = "plant/line3".parse()?;

@@ -9,6 +9,33 @@ use crate::{
 };
 
 /// Administers the topics of a site.
+///
+/// ```
+/// # #[tokio::main]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let broker = dunlin::cli::own_broker::BrokerHere::start().await;
+/// # let client = dunlin::client::Client::connect(broker.profile()).await?;
+/// use dunlin::client::{Change, Offset, Position, RetentionChange, TopicRequest};
+///
+/// let name = "plant/line3".parse()?;
+/// let settings = TopicRequest { partitions: Some(4), ..TopicRequest::default() };
+/// let status = client.topics().create(&name, settings).await?;
+/// assert_eq!(status.settings.partitions, 4);
+///
+/// let week_ms = Change::Set(7 * 24 * 60 * 60 * 1_000);
+/// let change = RetentionChange { age_ms: week_ms, ..RetentionChange::default() };
+/// client.topics().set_retention(&name, change).await?;
+///
+/// let mut list = client.topics().list();
+/// while let Some(topic) = list.next().await? {
+///     println!("{}", topic.name);
+/// }
+/// let end = client.topics().find_offset(&name, 0, Position::Latest).await?;
+/// assert_eq!(end, Offset(0));
+/// client.topics().delete(&name).await?;
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Copy, Debug)]
 pub struct Topics<'a> {
     link: &'a Link,

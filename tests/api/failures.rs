@@ -8,7 +8,11 @@ use std::{
     },
 };
 
-use dunlin::client::{Delivery, Position, PublishError, Publisher, Record, Subscriber};
+use dunlin::{
+    client::{Client, Delivery, Position, PublishError, Publisher, Record, Subscriber},
+    limits::IDLE_TIMEOUT,
+};
+use tokio::time::Instant;
 
 use super::{Site, text};
 
@@ -87,6 +91,27 @@ async fn acked_records_outlive_kills_once_each_and_in_order() {
         let before = last.insert(key, text(received));
         assert!(before.is_none_or(|before| before < text(received)), "order of key {key}");
     }
+}
+
+#[tokio::test]
+async fn a_node_that_was_killed_and_restarted_is_found_again_soon() {
+    let mut site = Site::start().await;
+    let topic = site.topic("soon", 1).await;
+    let publisher = site.client.publisher(&topic).open().await.unwrap();
+    // A client of its own: this one sends nothing by which it would notice.
+    let other = Client::connect(site.broker.profile()).await.unwrap();
+    let mut reader = other.subscribe(&topic).from(Position::Earliest).open().await.unwrap();
+    publisher.publish(Record::new("before")).await.unwrap();
+    assert_eq!(text(&reader.next().await.unwrap().unwrap()), "before");
+    site.broker.kill().await.unwrap();
+    site.broker.restart().await.unwrap();
+    let restarted = Instant::now();
+    publisher.publish(Record::new("after")).await.unwrap();
+    println!("acked after {:?}", restarted.elapsed());
+    assert_eq!(text(&reader.next().await.unwrap().unwrap()), "after");
+    println!("read after {:?}", restarted.elapsed());
+    // Far below the idle timeout, which is what would tell them otherwise.
+    assert!(restarted.elapsed() < IDLE_TIMEOUT / 2);
 }
 
 #[tokio::test]
