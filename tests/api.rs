@@ -4,6 +4,7 @@ mod command_line;
 mod errors;
 mod failures;
 mod flow;
+mod node;
 mod round_trip;
 
 use std::path::Path;
