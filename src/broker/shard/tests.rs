@@ -108,6 +108,17 @@ impl World {
         self.acks.drain(..).map(|(who, ack)| (who, ack.base_offset.0)).collect()
     }
 
+    /// Restarts on what was appended and a checkpoint of it.
+    fn reopen(self, checkpoint: Checkpoint) -> Self {
+        let mut found = self.crash();
+        found.tail.retain(|e| e.header.lsn >= checkpoint.applied);
+        found.applied = checkpoint.applied;
+        for (partition, producer, state) in checkpoint.put {
+            found.add_producer(partition, producer, &state).expect("own work");
+        }
+        Self::begin(2, found)
+    }
+
     /// What a restart finds when storage had checkpointed nothing.
     fn crash(self) -> Recovery {
         let mut bounds = BTreeMap::new();
@@ -228,13 +239,7 @@ fn a_checkpoint_and_the_tail_make_the_same_state() {
     world.sync();
     world.publish("b", 7, 1, 1);
     let checkpoint = world.shard.checkpoint();
-    let mut found = world.crash();
-    found.tail.retain(|e| e.header.lsn >= checkpoint.applied);
-    found.applied = checkpoint.applied;
-    for (partition, producer, state) in checkpoint.put {
-        found.add_producer(partition, producer, &state).expect("own work");
-    }
-    let mut world = World::begin(2, found);
+    let mut world = world.reopen(checkpoint);
     world.sync();
     world.publish("a again", 7, 0, 1);
     world.publish("b again", 7, 1, 1);
@@ -276,13 +281,7 @@ fn a_checkpoint_before_an_expiry_is_committed_holds_the_producer_as_it_was() {
     let checkpoint = world.shard.checkpoint();
     // The power goes before the expiry is on the disk.
     world.out.clear();
-    let mut found = world.crash();
-    found.tail.retain(|e| e.header.lsn >= checkpoint.applied);
-    found.applied = checkpoint.applied;
-    for (partition, producer, state) in checkpoint.put {
-        found.add_producer(partition, producer, &state).expect("own work");
-    }
-    let mut world = World::begin(2, found);
+    let mut world = world.reopen(checkpoint);
     world.sync();
     world.publish("b again", 7, 1, 1);
     assert_eq!(world.acked(), [("b again", 1)]);
