@@ -87,7 +87,7 @@ pub struct Bench {
     /// Bytes at which a batch is full [default: about 64 KB]
     #[arg(long, value_name = "BYTES", value_parser = batch_bytes)]
     batch_bytes: Option<usize>,
-    /// How long a batch waits for more while others are under way, such as 500us [default: 1ms]
+    /// How long a batch waits for more behind several under way, such as 500us [default: 1ms]
     #[arg(long, value_name = "TIME", value_parser = linger)]
     linger: Option<Duration>,
     /// Records per second of all producers; latency then counts from when a record was due [default: as acks come]

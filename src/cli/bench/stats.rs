@@ -87,7 +87,8 @@ fn us(nanos: u64) -> f64 {
     rounded(nanos as f64 / 1e3)
 }
 
-const LOWEST: u64 = 1_000;
+/// Nanoseconds that are told apart at the low end, about.
+const LOWEST: u64 = 100;
 /// Ten minutes: far past every deadline of the client.
 const HIGHEST: u64 = 600_000_000_000;
 const DIGITS: u8 = 3;
