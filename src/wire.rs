@@ -28,4 +28,4 @@ pub use entry::{BadEntry, Entry, EntryHeader, EntryKind};
 pub use fault::{Code, Culprit, Detail, Fault, Retry};
 pub use frame::{BadFrame, Frame, FrameDecoder, FrameType, put_control, put_frame_head};
 pub use record::{BadRecord, Record, Records};
-pub use varint::{VARINT_MAX, get_varint, put_varint, varint_len};
+pub use varint::{Truncated, VARINT_MAX, get_varint, put_varint, varint_len};

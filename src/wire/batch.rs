@@ -17,7 +17,7 @@
 //!     72  u32   length of the body
 //!     76        body
 //! ```
-//! All numbers are big-endian. The body holds the records one after the other (see [`super::record`]).
+//! All numbers are big-endian. The body holds the records one after the other (see `record.rs`).
 
 use bytes::{BufMut, Bytes, BytesMut};
 
