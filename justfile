@@ -28,6 +28,10 @@ fuzz target secs="60": (_tool "cargo-fuzz" fuzz_version)
 fuzz-all secs="60": (_tool "cargo-fuzz" fuzz_version)
     packaging/fuzz-all {{ secs }}
 
+# A broker under load, killed this often, and a checker of all that was acked and read. `DUNLIN_SEED=...` repeats a run.
+kills n="50":
+    DUNLIN_KILLS={{ n }} cargo test --test main kills:: -- --nocapture
+
 # Throughput and latency beside what the disk and a bare quinn give. Words after it go to `dunlin bench`.
 bench *args:
     cargo run --release --quiet -- bench {{ args }}

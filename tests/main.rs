@@ -13,5 +13,6 @@
 
 mod api;
 mod crash;
+mod kills;
 mod tidy;
 mod wire;
