@@ -117,14 +117,7 @@ impl PublishStream<'_> {
         publish: &Publish,
     ) -> Result<(&'t Arc<Partition>, BatchHeader), Fault> {
         let topic = &settings.topic;
-        let index = usize::try_from(publish.partition).unwrap_or(usize::MAX);
-        let Some(partition) = topic.partitions.get(index) else {
-            let (name, count) = (&topic.name, topic.partitions.len());
-            let message =
-                format!("topic '{name}' has {count} partitions, there is no {}", publish.partition);
-            return Err(Fault::new(Code::UnknownPartition, message)
-                .with_detail(Detail { limit: Some(count as u64), ..Detail::default() }));
-        };
+        let partition = streams::partition(topic, publish.partition)?;
         if partition.is_dropped() {
             return Err(streams::unknown_topic(&topic.name));
         }

@@ -6,7 +6,7 @@ use super::{
     connection::Shared,
     engine::Engine,
     streams::{self, group_fault},
-    subscribe::{find_offset, partition},
+    subscribe::find_offset,
     topics::Topic,
 };
 use crate::{
@@ -73,7 +73,7 @@ async fn find(
     position: crate::types::Position,
 ) -> Result<Answer, Fault> {
     let topic = streams::topic(engine, name)?;
-    let offset = find_offset(&engine.store, partition(&topic, index)?, position).await?;
+    let offset = find_offset(&engine.store, streams::partition(&topic, index)?, position).await?;
     Ok(Answer::Offset(offset))
 }
 

@@ -6,12 +6,15 @@ use bytes::BytesMut;
 use quinn::{SendStream, VarInt, WriteError};
 use serde::Serialize;
 
-use super::{engine::Engine, topics::Topic};
+use super::{
+    engine::Engine,
+    topics::{Partition, Topic},
+};
 use crate::{
     cluster::{GroupError, MetaReject},
     net::frames::FrameError,
     types::TopicName,
-    wire::{BadFrame, CloseCode, Code, Fault, FrameType, put_control},
+    wire::{BadFrame, CloseCode, Code, Detail, Fault, FrameType, put_control},
 };
 
 /// Why a stream ended early.
@@ -78,6 +81,17 @@ pub(super) fn topic(engine: &Engine, name: &TopicName) -> Result<Arc<Topic>, Fau
 
 pub(super) fn unknown_topic(name: &TopicName) -> Fault {
     MetaReject::UnknownTopic(name.clone()).fault()
+}
+
+/// A partition of a topic, or the fault that says that there is none.
+pub(super) fn partition(topic: &Topic, index: u32) -> Result<&Arc<Partition>, Fault> {
+    let found = usize::try_from(index).ok().and_then(|i| topic.partitions.get(i));
+    found.ok_or_else(|| {
+        let count = topic.partitions.len();
+        let message = format!("topic '{}' has {count} partitions, there is no {index}", topic.name);
+        Fault::new(Code::UnknownPartition, message)
+            .with_detail(Detail { limit: Some(count as u64), ..Detail::default() })
+    })
 }
 
 pub(super) fn stopping() -> Fault {

@@ -146,18 +146,7 @@ fn chosen(topic: &Topic, wanted: Option<&[u32]>) -> Result<Vec<Arc<Partition>>, 
     if wanted.is_empty() {
         return Err(Fault::new(Code::Invalid, "the list of partitions is empty"));
     }
-    wanted.into_iter().map(|index| partition(topic, index).cloned()).collect()
-}
-
-/// A partition of a topic, or the fault that says that there is none.
-pub(super) fn partition(topic: &Topic, index: u32) -> Result<&Arc<Partition>, Fault> {
-    let found = usize::try_from(index).ok().and_then(|i| topic.partitions.get(i));
-    found.ok_or_else(|| {
-        let count = topic.partitions.len();
-        let message = format!("topic '{}' has {count} partitions, there is no {index}", topic.name);
-        Fault::new(Code::UnknownPartition, message)
-            .with_detail(Detail { limit: Some(count as u64), ..Detail::default() })
-    })
+    wanted.into_iter().map(|index| streams::partition(topic, index).cloned()).collect()
 }
 
 /// The offset that a position means in a partition right now.
