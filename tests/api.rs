@@ -1,5 +1,6 @@
 //! The client library against a broker that runs as a process of its own.
 
+mod bad_input;
 mod command_line;
 mod errors;
 mod failures;

@@ -1,0 +1,120 @@
+//! Bytes and behaviour that no client of ours shows: clear codes, and the others go on.
+
+use std::{net::UdpSocket, sync::Arc, time::Duration};
+
+use bytes::BytesMut;
+use dunlin::{
+    client::{Record, TopicName},
+    limits::{CONTROL_FRAME_LEN_MAX, STREAMS_PER_CONNECTION_DEFAULT},
+    net::{
+        ConnectionLimits,
+        authority::NODE_SERVER_NAME,
+        endpoint,
+        tls::{self, ALPN_CLIENT},
+    },
+    wire::{CloseCode, FrameType, Hello, PROTOCOL_VERSION, put_control, put_varint},
+};
+use quinn::{Connection, ReadError};
+use tokio::time::timeout;
+
+use super::Site;
+
+const SOON: Duration = Duration::from_secs(10);
+
+impl Site {
+    /// A connection with good manners so far: its hello is said.
+    async fn raw(&self) -> (quinn::Endpoint, Connection) {
+        let profile = self.broker.profile();
+        let tls = tls::client_config(&profile.credentials(), &[ALPN_CLIENT]).unwrap();
+        let endpoint = endpoint::client(Arc::new(tls), &ConnectionLimits::default()).unwrap();
+        let address = profile.addresses[0].to_string().parse().unwrap();
+        let connection = endpoint.connect(address, NODE_SERVER_NAME).unwrap().await.unwrap();
+        (endpoint, connection)
+    }
+
+    async fn still_serves(&self, topic: &TopicName) {
+        let publisher = self.client.publisher(topic).open().await.unwrap();
+        timeout(SOON, publisher.publish(Record::new("fine"))).await.unwrap().unwrap();
+    }
+}
+
+async fn hello(
+    connection: &Connection,
+    version_min: u16,
+) -> (quinn::SendStream, quinn::RecvStream) {
+    let (mut send, recv) = connection.open_bi().await.unwrap();
+    let software = "test".to_owned();
+    let hello = Hello { version_min, version_max: version_min, software, features: vec![] };
+    let mut bytes = BytesMut::new();
+    put_control(FrameType::Hello, &hello, &mut bytes);
+    send.write_all(&bytes).await.unwrap();
+    (send, recv)
+}
+
+/// The code with which the node ends a stream of these bytes.
+async fn reset_code(connection: &Connection, bytes: &[u8]) -> Option<CloseCode> {
+    let (mut send, mut recv) = connection.open_bi().await.unwrap();
+    send.write_all(bytes).await.unwrap();
+    send.finish().unwrap();
+    match timeout(SOON, recv.read_to_end(1_000)).await.unwrap() {
+        Err(quinn::ReadToEndError::Read(ReadError::Reset(code))) => {
+            CloseCode::from_code(code.into_inner())
+        }
+        other => panic!("not reset: {other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn bytes_that_are_no_frames_end_their_stream_alone() {
+    let site = Site::start().await;
+    let topic = site.topic("unharmed", 1).await;
+    let (_endpoint, connection) = site.raw().await;
+    let _control = hello(&connection, PROTOCOL_VERSION).await;
+    let mut oversized = BytesMut::new();
+    put_varint(&mut oversized, CONTROL_FRAME_LEN_MAX as u64 + 2);
+    oversized.extend_from_slice(&[FrameType::Request as u8]);
+    for (bytes, code) in [
+        (&oversized[..], CloseCode::FrameTooLarge),
+        (&[9, FrameType::Request as u8, 1], CloseCode::Protocol),
+        (&[2, 0x55, 0], CloseCode::UnknownFrame),
+    ] {
+        assert_eq!(reset_code(&connection, bytes).await, Some(code));
+    }
+    assert!(connection.close_reason().is_none(), "the connection goes on");
+    site.still_serves(&topic).await;
+}
+
+#[tokio::test]
+async fn a_version_that_nobody_speaks_closes_the_connection_with_its_code() {
+    let site = Site::start().await;
+    let (_endpoint, connection) = site.raw().await;
+    let _control = hello(&connection, PROTOCOL_VERSION + 1).await;
+    let reason = timeout(SOON, connection.closed()).await.unwrap();
+    let quinn::ConnectionError::ApplicationClosed(close) = reason else { panic!("{reason}") };
+    assert_eq!(CloseCode::from_code(close.error_code.into_inner()), Some(CloseCode::Version));
+}
+
+#[tokio::test]
+async fn garbage_datagrams_and_a_client_that_opens_every_stream_harm_nobody() {
+    let site = Site::start().await;
+    let topic = site.topic("unharmed", 1).await;
+    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let node = site.broker.profile().addresses[0].to_string();
+    for n in 0..2_000_u32 {
+        let garbage: Vec<u8> =
+            (0..n % 1_400 + 1).map(|i| (i * 31 + n * 7).to_le_bytes()[0]).collect();
+        socket.send_to(&garbage, &node).unwrap();
+    }
+    let (_endpoint, connection) = site.raw().await;
+    let _control = hello(&connection, PROTOCOL_VERSION).await;
+    let mut streams = Vec::new();
+    for _ in 1..STREAMS_PER_CONNECTION_DEFAULT {
+        let (mut send, recv) = connection.open_bi().await.unwrap();
+        // Half of a length: it is begun, and says nothing.
+        send.write_all(&[0x40]).await.unwrap();
+        streams.push((send, recv));
+    }
+    let more = timeout(Duration::from_millis(200), connection.open_bi()).await;
+    assert!(more.is_err(), "one more stream than is allowed must wait");
+    site.still_serves(&topic).await;
+}
