@@ -51,7 +51,7 @@ struct Round {
 fn round(shards: u16, group: usize) -> Round {
     let dir = env::var_os("DUNLIN_BENCH_DIR").map_or_else(env::temp_dir, PathBuf::from);
     let dir = tempfile::tempdir_in(dir).expect("a directory");
-    let options = Options { cache_bytes: 32 << 20, shards, disk_id: 1 };
+    let options = Options::new(shards, 1);
     let (store, mut writer, _) =
         Store::open(&dir.path().join("data.redb"), options).expect("a disk");
     let mut author = Author::new(shards);

@@ -438,11 +438,8 @@ fn disk_marks(config: &Config) -> DiskMarks {
 fn open(config: &Config, site: SiteName, name: NodeName) -> Result<Opened, StartError> {
     let dir = &config.node.data_dir;
     let (data, meta) = (dir.join(DATA_FILE), dir.join("meta.redb"));
-    let options = Options {
-        cache_bytes: usize::try_from(config.storage.cache).unwrap_or(usize::MAX),
-        shards: config.storage.shards,
-        disk_id: rand::random(),
-    };
+    let cache_bytes = usize::try_from(config.storage.cache).unwrap_or(usize::MAX);
+    let options = Options { cache_bytes, ..Options::new(config.storage.shards, rand::random()) };
     let group = MetaStore::open(&meta)
         .map_err(|source| StartError::Open { path: meta.clone(), source })
         .and_then(|store| Ok(MetaGroup::open(store)?))?;

@@ -4,6 +4,9 @@
 //! Which row holds which offset of a partition, where a partition starts, where a shard ends: all of that is a function
 //! of the log. It lives in memory, is checkpointed behind the log, and is rebuilt from the log's tail at open.
 //!
+//! **Journal.** A small commit is made durable by a frame in a file beside the database, and its rows wait in memory
+//! until they move into the database in bulk.
+//!
 //! - One OS thread owns the [`Writer`]; [`Store`] reads from any thread.
 //! - Nobody is told of an entry before the commit that holds it has returned.
 //! - After a failed write nothing is tried again: what the disk holds is unknown, only a restart finds out.
@@ -16,6 +19,7 @@ mod commit;
 mod error;
 mod garbage;
 mod index;
+mod journal;
 mod meta;
 mod open;
 mod queue;

@@ -71,14 +71,17 @@ impl Writer {
         for shard in handed {
             self.shards[usize::from(shard.shard.0)].applied = shard.applied;
         }
-        let next_row = self.next_row;
+        self.cursor.seal();
+        let next_row = self.cursor.next();
         let ended = self.take_ended();
         let txn = begin(&self.store.inner.db)?;
+        self.write_waiting(&txn)?;
         let died = self.write_partitions(&txn, &ended)?;
         self.garbage.dead += died;
         self.write_shards(&txn)?;
         write_state(&txn, handed)?;
         txn.commit()?;
+        self.moved();
         self.forget(&ended);
         for log in &mut self.shards {
             log.replay_row = log.replay_row(next_row);
@@ -142,14 +145,14 @@ impl Writer {
 
     fn write_shards(&self, txn: &WriteTransaction) -> Result<(), StoreError> {
         let mut table = txn.open_table(CHECKPOINT)?;
-        let log = LogInfo { next_row: self.next_row, dead: self.garbage.dead };
+        let log = LogInfo { next_row: self.cursor.next(), dead: self.garbage.dead };
         table.insert(LOG_KEY, &log.encode()[..])?;
         for (number, log) in (0..).zip(&self.shards) {
             let info = ShardInfo {
                 end: log.end,
                 chain: log.chain,
                 applied: log.applied,
-                replay_row: log.replay_row(self.next_row),
+                replay_row: log.replay_row(self.cursor.next()),
                 epochs: log.epochs.clone(),
             };
             table.insert(shard_key(ShardId(number)), &info.encode()[..])?;

@@ -1,22 +1,28 @@
 //! Opens a database: empty, present, or unreadable, and the last is an error.
 
 use std::{
-    fs::{self, File, OpenOptions},
+    fs::{self, File},
     io,
-    path::Path,
+    path::{Path, PathBuf},
     sync::Arc,
 };
 
-use redb::{Database, ReadableDatabase, TableHandle, WriteTransaction, backends::FileBackend};
+use bytes::Bytes;
+use redb::{
+    Database, ReadableDatabase, ReadableTable, TableHandle, WriteTransaction, backends::FileBackend,
+};
 
 use super::{
     backend::{Backend, Meter, Metered},
     error::{StoreError, guarded},
+    journal::Journal,
     read::Store,
     recover::{self, Recovered},
-    schema::{CHECKPOINT, FORMAT_VERSION, INDEX, META, ROWS, STATE, array},
+    row::{Cursor, walk},
+    schema::{CHECKPOINT, FORMAT_VERSION, INDEX, LOG_KEY, LogInfo, META, ROWS, STATE, array},
     writer::Writer,
 };
+use crate::{limits::JOURNAL_LEN, wire::BadEntry};
 
 /// How to open a store.
 #[derive(Clone, Copy, Debug)]
@@ -27,28 +33,54 @@ pub struct Options {
     pub shards: u16,
     /// The identity of a store that is made now: random, never used before.
     pub disk_id: u128,
+    /// Length of the journal of a store that is made now, in bytes.
+    pub journal_len: usize,
+}
+
+impl Options {
+    /// The usual options, for a store of so many shards and with this identity.
+    #[must_use]
+    pub fn new(shards: u16, disk_id: u128) -> Self {
+        Self { cache_bytes: 32 * 1024 * 1024, shards, disk_id, journal_len: JOURNAL_LEN }
+    }
 }
 
 impl Store {
-    /// Opens the store in the file `path`, or makes it when there is no such file.
+    /// Opens the store in the file `path` and its journal beside it, or makes both when there is no such file.
     ///
     /// # Errors
     /// [`StoreError`]. A file that is there but empty or not ours is refused: it may be what is left of a store.
     pub fn open(path: &Path, options: Options) -> Result<(Self, Writer, Recovered), StoreError> {
-        open_file(path, |backend, fresh| open_with(backend, options, fresh))
+        let journal = path.with_file_name(JOURNAL_FILE);
+        // While a store is made, its database has another name.
+        if journal.exists() && !path.exists() && !making(path).exists() {
+            let text = format!("{} is there, but its log is not", journal.display());
+            return Err(StoreError::Foreign(text));
+        }
+        open_file(path, |backend, fresh| {
+            let journal = file_backend(&journal, fresh)?;
+            if fresh {
+                sync_parent(path)?;
+            }
+            open_with(backend, journal, options, fresh)
+        })
     }
 
-    /// Opens the store in `backend`, or makes it when the backend is empty.
+    /// Opens the store in `backend` and `journal`, or makes it when `backend` is empty.
     ///
     /// # Errors
     /// [`StoreError`].
     pub fn open_backend(
         backend: impl Backend,
+        journal: impl Backend,
         options: Options,
     ) -> Result<(Self, Writer, Recovered), StoreError> {
-        open_with(backend, options, true)
+        open_with(backend, journal, options, true)
     }
 }
+
+/// Name of the journal, beside the database.
+const JOURNAL_FILE: &str = "journal";
 
 /// Who the store is.
 #[derive(Clone, Copy, Debug)]
@@ -59,24 +91,65 @@ pub(super) struct Identity {
 
 fn open_with(
     backend: impl Backend,
+    journal: impl Backend,
     options: Options,
     may_make: bool,
 ) -> Result<(Store, Writer, Recovered), StoreError> {
     guarded(|| {
         let (db, meter) = database(backend, options.cache_bytes)?;
-        let identity = if is_empty(&db)? {
+        let (journal, journal_meter) = Metered::new(journal);
+        let journal = Box::new(journal);
+        let (identity, journal) = if is_empty(&db)? {
             if !may_make {
                 return Err(StoreError::Foreign("the database has no tables".into()));
             }
+            let journal = Journal::create(journal, options.disk_id, options.journal_len)?;
             format(&db, options)?;
-            Identity { disk_id: options.disk_id, clean: true }
+            (Identity { disk_id: options.disk_id, clean: true }, journal)
         } else {
-            let identity = identify(&db, options.shards)?;
-            set_clean(&db, false)?;
-            identity
+            let (identity, next_frame) = identify(&db, options.shards)?;
+            let (mut journal, frames) = Journal::open(journal, identity.disk_id, next_frame)?;
+            take_over(&db, &frames, journal.next())?;
+            journal.restart();
+            (identity, journal)
         };
-        recover::recover(db, meter, identity, options.shards)
+        recover::recover(db, [meter, journal_meter], journal, identity, options.shards)
     })
+}
+
+/// Moves what the journal holds into the database, and marks that the store is open.
+///
+/// It is moved now, not when there is more: a frame that was read may lie in the system's cache alone, after a flush
+/// that failed. What is written anew is safe.
+fn take_over(db: &Database, frames: &[Bytes], next_frame: u64) -> Result<(), StoreError> {
+    let txn = begin(db)?;
+    txn.open_table(META)?.insert("clean", &[0][..])?;
+    if !frames.is_empty() {
+        let mut rows = txn.open_table(ROWS)?;
+        let behind = rows.last()?.map_or(0, |(row, _)| row.value() + 1);
+        let log = match txn.open_table(CHECKPOINT)?.get(LOG_KEY)? {
+            Some(value) => LogInfo::decode(value.value())?,
+            None => LogInfo::default(),
+        };
+        let mut rest = &frames.concat()[..];
+        let lens: Result<Vec<usize>, BadEntry> =
+            walk(rest).map(|item| Ok(item?.0.entry_len())).collect();
+        let lens = lens.map_err(|e| StoreError::Corrupted(format!("journal: {e}")))?;
+        let mut cursor = Cursor::at(behind.max(log.next_row));
+        for (row, range) in cursor.cut(lens.iter().copied()) {
+            let (entries, behind) = rest.split_at(lens[range].iter().sum::<usize>());
+            rows.insert(row, entries)?;
+            rest = behind;
+        }
+        write_next_frame(&txn, next_frame)?;
+    }
+    Ok(txn.commit()?)
+}
+
+/// Notes that the frames before `next` are in the database.
+pub(super) fn write_next_frame(txn: &WriteTransaction, next: u64) -> Result<(), StoreError> {
+    txn.open_table(META)?.insert("journal", &next.to_be_bytes()[..])?;
+    Ok(())
 }
 
 /// Opens a redb database over a counting backend.
@@ -115,6 +188,7 @@ fn format(db: &Database, options: Options) -> Result<(), StoreError> {
         meta.insert("disk", &options.disk_id.to_be_bytes()[..])?;
         meta.insert("shards", &options.shards.to_be_bytes()[..])?;
         meta.insert("clean", &[0][..])?;
+        meta.insert("journal", &0_u64.to_be_bytes()[..])?;
         txn.open_table(ROWS)?;
         txn.open_table(INDEX)?;
         txn.open_table(STATE)?;
@@ -123,7 +197,8 @@ fn format(db: &Database, options: Options) -> Result<(), StoreError> {
     Ok(txn.commit()?)
 }
 
-fn identify(db: &Database, shards: u16) -> Result<Identity, StoreError> {
+/// Who the store is, and the first frame of the journal that is not in the database.
+fn identify(db: &Database, shards: u16) -> Result<(Identity, u64), StoreError> {
     let txn = db.begin_read()?;
     check_format(&txn)?;
     let meta = txn.open_table(META)?;
@@ -136,7 +211,9 @@ fn identify(db: &Database, shards: u16) -> Result<Identity, StoreError> {
     let disk_id = meta.get("disk")?.ok_or_else(|| absent("disk"))?;
     let disk_id = u128::from_be_bytes(array(disk_id.value(), "disk")?);
     let clean = meta.get("clean")?.ok_or_else(|| absent("clean"))?.value() == [1];
-    Ok(Identity { disk_id, clean })
+    let next_frame = meta.get("journal")?.ok_or_else(|| absent("journal"))?;
+    let next_frame = u64::from_be_bytes(array(next_frame.value(), "journal")?);
+    Ok((Identity { disk_id, clean }, next_frame))
 }
 
 /// Refuses what a newer program wrote, and what is not ours.
@@ -156,35 +233,42 @@ pub(super) fn check_format(txn: &redb::ReadTransaction) -> Result<(), StoreError
     }
 }
 
-pub(super) fn set_clean(db: &Database, clean: bool) -> Result<(), StoreError> {
-    let txn = begin(db)?;
-    txn.open_table(META)?.insert("clean", &[u8::from(clean)][..])?;
-    Ok(txn.commit()?)
-}
-
 /// Opens the file, or makes it under another name that is changed only when `open` has filled it: a power cut in
 /// between leaves no half-made store.
 pub(super) fn open_file<T>(
     path: &Path,
     open: impl FnOnce(FileBackend, bool) -> Result<T, StoreError>,
 ) -> Result<T, StoreError> {
-    let mut options = OpenOptions::new();
-    options.read(true).write(true);
-    match options.open(path) {
+    match File::options().read(true).write(true).open(path) {
         Ok(file) if file.metadata()?.len() == 0 => {
             Err(StoreError::Foreign("the file is empty".into()))
         }
         Ok(file) => open(FileBackend::new(file)?, false),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            let making = path.with_extension("making");
-            let file = options.create(true).truncate(true).open(&making)?;
-            let made = open(FileBackend::new(file)?, true)?;
+            let making = making(path);
+            let made = open(file_backend(&making, true)?, true)?;
             fs::rename(&making, path)?;
             sync_parent(path)?;
             Ok(made)
         }
         Err(error) => Err(error.into()),
     }
+}
+
+/// The name of a database that is being made.
+fn making(path: &Path) -> PathBuf {
+    path.with_extension("making")
+}
+
+fn file_backend(path: &Path, make: bool) -> Result<FileBackend, StoreError> {
+    let opened = File::options().read(true).write(true).create(make).truncate(make).open(path);
+    let file = opened.map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound if !make => {
+            StoreError::Foreign(format!("{} is missing, but the log needs it", path.display()))
+        }
+        _ => StoreError::Io(error),
+    })?;
+    Ok(FileBackend::new(file)?)
 }
 
 /// Makes a new name in a directory durable.

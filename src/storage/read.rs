@@ -9,7 +9,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use redb::{Database, ReadOnlyTable, ReadableDatabase};
+use redb::{AccessGuard, Database, ReadOnlyTable, ReadableDatabase};
 
 use super::{
     backend::Meter,
@@ -34,7 +34,8 @@ pub struct Store {
 pub(super) struct Inner {
     pub(super) db: Database,
     pub(super) view: RwLock<View>,
-    pub(super) meter: Arc<Meter>,
+    /// Of the database, and of the journal.
+    pub(super) meters: [Arc<Meter>; 2],
     pub(super) counters: Counters,
 }
 
@@ -75,11 +76,11 @@ pub struct Stats {
     pub entries: u64,
     /// Their bytes.
     pub entry_bytes: u64,
-    /// Bytes written to the file: divided by `entry_bytes`, the write amplification.
+    /// Bytes written to the database and the journal: divided by `entry_bytes`, the write amplification.
     pub written_bytes: u64,
-    /// Writes to the file.
+    /// Writes to both.
     pub writes: u64,
-    /// Flushes of the file.
+    /// Flushes of both.
     pub syncs: u64,
     /// Time of the last commit.
     pub commit_nanos_last: u64,
@@ -103,6 +104,8 @@ struct Look {
     facts: Facts,
     run: Vec<IndexEntry>,
     rows: ReadOnlyTable<u64, &'static [u8]>,
+    /// Those rows of `run` that are not in `rows` yet.
+    waiting: Vec<(u64, Arc<Vec<Bytes>>)>,
     index: ReadOnlyTable<IndexKey, &'static [u8]>,
     /// Where the part of the index that is in memory begins.
     tail_first: Option<IndexEntry>,
@@ -233,11 +236,12 @@ impl Store {
     /// Figures for metrics.
     #[must_use]
     pub fn stats(&self) -> Stats {
-        let Inner { meter, counters, view, .. } = &*self.inner;
+        let Inner { meters, counters, view, .. } = &*self.inner;
         let live_bytes = view.read().unwrap_or_else(PoisonError::into_inner).live;
+        let sum = |of: fn(&Meter) -> &AtomicU64| meters.iter().map(|m| of(m).load(Relaxed)).sum();
         Stats {
             rows: counters.rows_next.load(Relaxed) - counters.rows_first.load(Relaxed),
-            file_bytes: meter.len.load(Relaxed),
+            file_bytes: meters[0].len.load(Relaxed),
             live_bytes,
             dead_bytes: counters.dead.load(Relaxed),
             collected_bytes: counters.collected.load(Relaxed),
@@ -245,9 +249,9 @@ impl Store {
             checkpoints: counters.checkpoints.load(Relaxed),
             entries: counters.entries.load(Relaxed),
             entry_bytes: counters.entry_bytes.load(Relaxed),
-            written_bytes: meter.written.load(Relaxed),
-            writes: meter.writes.load(Relaxed),
-            syncs: meter.syncs.load(Relaxed),
+            written_bytes: sum(|meter| &meter.written),
+            writes: sum(|meter| &meter.writes),
+            syncs: sum(|meter| &meter.syncs),
             commit_nanos_last: counters.commit_nanos_last.load(Relaxed),
             commit_nanos_max: counters.commit_nanos_max.load(Relaxed),
             commit_nanos_sum: counters.commit_nanos_sum.load(Relaxed),
@@ -273,8 +277,8 @@ impl Store {
             behind.filter(|e| e.base > entry.base).map_or(at_end.bytes, |e| e.bytes_before);
         // Counted from the back: the collector may have removed batches from the front of the row.
         let mut ahead = 0;
-        if let Some(row) = look.rows.get(entry.row)? {
-            for item in walk(row.value()) {
+        if let Some(row) = look.row(entry.row)? {
+            for item in row.parts().flat_map(walk) {
                 let Ok((header, body)) = item else { return Ok(point) };
                 if header.partition != partition || header.kind != EntryKind::Records {
                     continue;
@@ -366,10 +370,10 @@ impl Store {
                     return Err(no_index(partition, next));
                 }
                 for entry in &look.run {
-                    let row = look.rows.get(entry.row)?;
+                    let row = look.row(entry.row)?;
                     let row =
                         row.ok_or_else(|| corrupted(partition, next, "its row is missing"))?;
-                    match scan_row(row.value(), partition, &mut next, end, &mut visit)? {
+                    match scan_row(&row, partition, &mut next, end, &mut visit)? {
                         ControlFlow::Break(()) => return Ok(()),
                         ControlFlow::Continue(()) if next >= end => return Ok(()),
                         ControlFlow::Continue(()) => {}
@@ -384,6 +388,12 @@ impl Store {
         let partition = view.get(id).ok_or(ReadError::NotFound(id))?;
         let (facts, tail_first) = (partition.facts, partition.tail.first().copied());
         let run = index::seek_tail(partition, key);
+        let waiting = match &run {
+            Some(run) => {
+                run.iter().filter_map(|e| Some((e.row, view.waiting.get(e.row)?))).collect()
+            }
+            None => Vec::new(),
+        };
         // Under the lock: the tables may be newer than the view, never older, and what the view calls live is never
         // collected before the view says otherwise.
         let txn = self.inner.db.begin_read().map_err(StoreError::from)?;
@@ -396,7 +406,32 @@ impl Store {
                 entries => entries,
             },
         };
-        Ok(Look { facts, run, rows, index, tail_first })
+        Ok(Look { facts, run, rows, waiting, index, tail_first })
+    }
+}
+
+/// The entries of one row.
+enum Row<'a> {
+    Stored(AccessGuard<'a, &'static [u8]>),
+    Waiting(&'a [Bytes]),
+}
+
+impl Row<'_> {
+    fn parts(&self) -> impl Iterator<Item = &[u8]> {
+        let (stored, waiting) = match self {
+            Self::Stored(row) => (Some(row.value()), &[][..]),
+            Self::Waiting(parts) => (None, *parts),
+        };
+        stored.into_iter().chain(waiting.iter().map(|part| &part[..]))
+    }
+}
+
+impl Look {
+    fn row(&self, row: u64) -> Result<Option<Row<'_>>, StoreError> {
+        if let Ok(at) = self.waiting.binary_search_by_key(&row, |(number, _)| *number) {
+            return Ok(Some(Row::Waiting(&self.waiting[at].1)));
+        }
+        Ok(self.rows.get(row)?.map(Row::Stored))
     }
 }
 
@@ -405,14 +440,14 @@ const READ_RESERVE: usize = 256 * 1024;
 
 /// Visits the batches of one row from `next` on, and moves `next` behind them.
 fn scan_row(
-    row: &[u8],
+    row: &Row<'_>,
     partition: PartitionId,
     next: &mut Offset,
     end: Offset,
     visit: &mut impl FnMut(Found<'_>) -> ControlFlow<()>,
 ) -> Result<ControlFlow<()>, ReadError> {
     let before = *next;
-    for item in walk(row) {
+    for item in row.parts().flat_map(walk) {
         let (header, body) = item.map_err(|e| corrupted(partition, *next, e))?;
         if header.partition != partition || header.kind != EntryKind::Records {
             continue;

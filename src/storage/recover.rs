@@ -11,6 +11,7 @@ use redb::{Database, ReadTransaction, ReadableDatabase, ReadableTable};
 use super::{
     backend::Meter,
     error::StoreError,
+    journal::Journal,
     open::Identity,
     read::{Counters, Inner, Store},
     row::walk,
@@ -71,7 +72,8 @@ struct Replay {
 
 pub(super) fn recover(
     db: Database,
-    meter: Arc<Meter>,
+    meters: [Arc<Meter>; 2],
+    journal: Journal,
     identity: Identity,
     shards: u16,
 ) -> Result<(Store, Writer, Recovered), StoreError> {
@@ -90,10 +92,10 @@ pub(super) fn recover(
     counters.rows_first.store(first_row, Relaxed);
     counters.rows_next.store(next_row, Relaxed);
     counters.dead.store(log.dead, Relaxed);
-    let inner = Arc::new(Inner { db, view: RwLock::new(view), meter, counters });
+    let inner = Arc::new(Inner { db, view: RwLock::new(view), meters, counters });
     let store = Store { inner };
     let garbage = Garbage { dead: log.dead, first_row, cursor: None, starts_moved: true };
-    let mut writer = Writer::new(store.clone(), shards, next_row, garbage);
+    let mut writer = Writer::new(store.clone(), journal, shards, next_row, garbage);
     writer.resume(dirty, entries, bytes);
     writer.end(endings)?;
     let mut partitions: Vec<_> = {

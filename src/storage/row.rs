@@ -7,21 +7,51 @@ use crate::{
     wire::{BadEntry, EntryHeader, entry::ENTRY_HEADER_LEN},
 };
 
-/// Cuts entries of these lengths into rows that fit redb's pages. An entry that is larger gets a row of its own.
-pub(super) fn cut(lens: impl Iterator<Item = usize>) -> Vec<Range<usize>> {
-    let (mut rows, mut start, mut used, mut count) = (Vec::new(), 0, 0, 0);
-    for (at, len) in lens.enumerate() {
-        if used > 0 && used + len > ROW_LEN_MAX {
-            rows.push(start..at);
-            (start, used) = (at, 0);
+/// Where the next entry goes: rows fit redb's pages, and take the entries of several commits as long as these wait in
+/// the journal. An entry that is larger than a row gets one of its own.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Cursor {
+    row: u64,
+    used: usize,
+}
+
+impl Cursor {
+    /// Before row `row`.
+    pub(super) fn at(row: u64) -> Self {
+        Self { row, used: 0 }
+    }
+
+    /// The row for an entry of `len` bytes.
+    pub(super) fn place(&mut self, len: usize) -> u64 {
+        if self.used > 0 && self.used + len > ROW_LEN_MAX {
+            self.seal();
         }
-        used += len;
-        count = at + 1;
+        self.used += len;
+        self.row
     }
-    if count > start {
-        rows.push(start..count);
+
+    /// Entries of these lengths, cut into rows: the number of each, and which of the entries it takes.
+    pub(super) fn cut(&mut self, lens: impl Iterator<Item = usize>) -> Vec<(u64, Range<usize>)> {
+        let mut rows: Vec<(u64, Range<usize>)> = Vec::new();
+        for (at, len) in lens.enumerate() {
+            let row = self.place(len);
+            match rows.last_mut() {
+                Some((last, range)) if *last == row => range.end = at + 1,
+                _ => rows.push((row, at..at + 1)),
+            }
+        }
+        rows
     }
-    rows
+
+    /// Nothing more goes into the row that was begun.
+    pub(super) fn seal(&mut self) {
+        *self = Self::at(self.next());
+    }
+
+    /// The first row that holds nothing.
+    pub(super) fn next(self) -> u64 {
+        if self.used > 0 { self.row + 1 } else { self.row }
+    }
 }
 
 /// Walks the entries of a row. Ends after the first error.
@@ -60,10 +90,25 @@ mod tests {
     #[test]
     fn rows_are_cut_before_they_overflow() {
         let (max, big) = (ROW_LEN_MAX, ROW_LEN_MAX * 3);
-        assert!(cut(std::iter::empty()).is_empty());
-        assert_eq!(cut([1].into_iter()), vec![0..1; 1]);
-        assert_eq!(cut([max - 1, 1, 1].into_iter()), [0..2, 2..3]);
-        assert_eq!(cut([1, big, 1, 1].into_iter()), [0..1, 1..2, 2..4]);
-        assert_eq!(cut([big, max, max].into_iter()), [0..1, 1..2, 2..3]);
+        let cut = |lens: &[usize]| {
+            let mut cursor = Cursor::at(5);
+            let rows = cursor.cut(lens.iter().copied());
+            (rows, cursor.next())
+        };
+        assert_eq!(cut(&[]), (vec![], 5));
+        assert_eq!(cut(&[1]), (vec![(5, 0..1)], 6));
+        assert_eq!(cut(&[max - 1, 1, 1]), (vec![(5, 0..2), (6, 2..3)], 7));
+        assert_eq!(cut(&[1, big, 1, 1]), (vec![(5, 0..1), (6, 1..2), (7, 2..4)], 8));
+        assert_eq!(cut(&[big, max, max]), (vec![(5, 0..1), (6, 1..2), (7, 2..3)], 8));
+    }
+
+    #[test]
+    fn a_row_takes_entries_of_several_commits_until_it_is_sealed() {
+        let mut cursor = Cursor::at(0);
+        assert_eq!(cursor.cut([10].into_iter()), [(0, 0..1)]);
+        assert_eq!(cursor.cut([10, ROW_LEN_MAX].into_iter()), [(0, 0..1), (1, 1..2)]);
+        cursor.seal();
+        cursor.seal();
+        assert_eq!(cursor.cut([10].into_iter()), [(2, 0..1)]);
     }
 }

@@ -1,6 +1,11 @@
 //! What the log says about each partition: derived from its entries, held in memory, shared with the readers.
 
-use std::collections::HashMap;
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::Arc,
+};
+
+use bytes::Bytes;
 
 use super::index::IndexEntry;
 use crate::{
@@ -83,6 +88,48 @@ pub(super) struct View {
     pub(super) partitions: HashMap<PartitionId, Partition>,
     /// Bytes that the collector must keep, over all partitions.
     pub(super) live: u64,
+    /// Rows that are in the journal, not in the database yet.
+    pub(super) waiting: Waiting,
+}
+
+/// Rows in memory, by number, each in the parts that came with one commit.
+#[derive(Debug, Default)]
+pub(super) struct Waiting {
+    rows: VecDeque<(u64, Arc<Vec<Bytes>>)>,
+    bytes: usize,
+}
+
+impl Waiting {
+    /// Adds to the last row, or begins one behind it.
+    pub(super) fn push(&mut self, row: u64, part: Bytes) {
+        self.bytes += part.len();
+        match self.rows.back_mut() {
+            // A reader may hold the row: it keeps what it saw.
+            Some((last, parts)) if *last == row => Arc::make_mut(parts).push(part),
+            _ => self.rows.push_back((row, Arc::new(vec![part]))),
+        }
+    }
+
+    /// The entries of a row, in parts.
+    pub(super) fn get(&self, row: u64) -> Option<Arc<Vec<Bytes>>> {
+        let at = self.rows.binary_search_by_key(&row, |(number, _)| *number).ok()?;
+        Some(Arc::clone(&self.rows[at].1))
+    }
+
+    /// All rows, in order.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (u64, &[Bytes])> {
+        self.rows.iter().map(|(row, parts)| (*row, &parts[..]))
+    }
+
+    /// Bytes of the entries.
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// The rows are in the database.
+    pub(super) fn clear(&mut self) {
+        *self = Self::default();
+    }
 }
 
 /// An entry of the log that ends the life of others, once it is applied.

@@ -2,17 +2,22 @@
 
 use std::{
     collections::{HashMap, HashSet, VecDeque},
-    sync::{PoisonError, atomic::Ordering::Relaxed},
+    ops::Range,
+    sync::{PoisonError, RwLockWriteGuard, atomic::Ordering::Relaxed},
     time::Instant,
 };
 
+use bytes::Bytes;
+use redb::WriteTransaction;
+
 use super::{
     error::{StoreError, guarded},
-    open::{begin, set_clean},
+    journal::Journal,
+    open::{begin, write_next_frame},
     read::Store,
-    row::cut,
-    schema::{CHECKPOINT_BYTES, CHECKPOINT_ENTRIES, ROWS},
-    view::{Ending, Point},
+    row::Cursor,
+    schema::{CHECKPOINT_BYTES, CHECKPOINT_ENTRIES, META, ROWS},
+    view::{Ending, Point, View},
 };
 use crate::{
     types::{Epoch, Lsn, Offset, PartitionId, ShardId},
@@ -24,12 +29,14 @@ use crate::{
 pub struct Writer {
     pub(super) store: Store,
     pub(super) shards: Vec<ShardLog>,
-    pub(super) next_row: u64,
+    pub(super) cursor: Cursor,
     pub(super) dirty: HashSet<PartitionId>,
     pub(super) garbage: Garbage,
     /// Entries and bytes since the last checkpoint.
     pub(super) since: (usize, usize),
     pub(super) poisoned: bool,
+    journal: Journal,
+    /// A row on its way into the database.
     buffer: Vec<u8>,
 }
 
@@ -70,6 +77,7 @@ pub(super) struct Garbage {
 impl Writer {
     pub(super) fn new(
         store: Store,
+        journal: Journal,
         shards: Vec<ShardLog>,
         next_row: u64,
         garbage: Garbage,
@@ -77,11 +85,12 @@ impl Writer {
         Self {
             store,
             shards,
-            next_row,
+            cursor: Cursor::at(next_row),
             dirty: HashSet::new(),
             garbage,
             since: (0, 0),
             poisoned: false,
+            journal,
             buffer: Vec::new(),
         }
     }
@@ -126,7 +135,14 @@ impl Writer {
     /// # Errors
     /// [`StoreError`]; the log itself is safe, the mark is missing.
     pub fn close(mut self) -> Result<(), StoreError> {
-        self.exclusively(|writer| set_clean(&writer.store.inner.db, true))
+        self.exclusively(|writer| {
+            let txn = begin(&writer.store.inner.db)?;
+            writer.write_waiting(&txn)?;
+            txn.open_table(META)?.insert("clean", &[1][..])?;
+            txn.commit()?;
+            writer.moved();
+            Ok(())
+        })
     }
 
     /// Position of the next entry of a shard.
@@ -150,44 +166,107 @@ impl Writer {
 
     fn commit_all(&mut self, entries: &[Entry]) -> Result<Vec<(ShardId, Lsn)>, StoreError> {
         let begun = clock();
-        let cuts = cut(entries.iter().map(|entry| entry.header.entry_len()));
-        let txn = begin(&self.store.inner.db)?;
-        {
-            let mut rows = txn.open_table(ROWS)?;
-            for (row, range) in (self.next_row..).zip(&cuts) {
-                self.buffer.clear();
-                for entry in &entries[range.clone()] {
-                    entry.encode(&mut self.buffer);
-                }
-                rows.insert(row, &self.buffer[..])?;
-            }
-        }
-        txn.commit()?;
+        let bytes = entries.iter().map(|entry| entry.header.entry_len()).sum();
+        let in_journal =
+            self.journal.takes(bytes) && self.waiting_bytes() + bytes <= self.journal.waiting_max();
+        let rows = if in_journal {
+            let rows = self.cut(entries);
+            let frame = self.journal.append(entries, bytes)?;
+            self.wait(&rows, entries, frame);
+            rows
+        } else {
+            self.cursor.seal();
+            let rows = self.cut(entries);
+            self.cursor.seal();
+            let txn = begin(&self.store.inner.db)?;
+            self.write_waiting(&txn)?;
+            self.write(&txn, &rows, entries)?;
+            txn.commit()?;
+            self.moved();
+            rows
+        };
         let nanos = u64::try_from(begun.elapsed().as_nanos()).unwrap_or(u64::MAX);
         let mut endings = Vec::new();
-        let mut bytes = 0;
         {
             let view = &self.store.inner.view;
             let mut view = view.write().unwrap_or_else(PoisonError::into_inner);
-            for (row, range) in (self.next_row..).zip(&cuts) {
-                for Entry { header, body } in &entries[range.clone()] {
+            for (row, range) in rows {
+                for Entry { header, body } in &entries[range] {
                     let log = &mut self.shards[usize::from(header.shard.0)];
                     log.take(row, header).map_err(|e| StoreError::Corrupted(e.to_string()))?;
                     let ending = view.apply(row, header, body).map_err(StoreError::Corrupted)?;
                     endings.extend(ending.map(|ending| (header.shard, header.lsn, ending)));
                     self.dirty.insert(header.partition);
-                    bytes += header.entry_len();
                     if header.kind != EntryKind::Records {
                         self.garbage.dead += header.entry_len() as u64;
                     }
                 }
             }
         }
-        self.next_row += cuts.len() as u64;
         self.since = (self.since.0 + entries.len(), self.since.1 + bytes);
         self.end(endings)?;
         self.count(entries.len(), bytes, nanos);
         Ok(self.ends(entries))
+    }
+
+    fn cut(&mut self, entries: &[Entry]) -> Vec<(u64, Range<usize>)> {
+        self.cursor.cut(entries.iter().map(|entry| entry.header.entry_len()))
+    }
+
+    /// Writes the rows of a commit into the database.
+    fn write(
+        &mut self,
+        txn: &WriteTransaction,
+        rows: &[(u64, Range<usize>)],
+        entries: &[Entry],
+    ) -> Result<(), StoreError> {
+        let mut table = txn.open_table(ROWS)?;
+        for (row, range) in rows {
+            self.buffer.clear();
+            for entry in &entries[range.clone()] {
+                entry.encode(&mut self.buffer);
+            }
+            table.insert(row, &self.buffer[..])?;
+        }
+        Ok(())
+    }
+
+    /// Writes what waits into the database.
+    pub(super) fn write_waiting(&mut self, txn: &WriteTransaction) -> Result<(), StoreError> {
+        let view = self.store.inner.view.read().unwrap_or_else(PoisonError::into_inner);
+        if view.waiting.bytes() == 0 {
+            return Ok(());
+        }
+        let mut table = txn.open_table(ROWS)?;
+        for (row, parts) in view.waiting.iter() {
+            self.buffer.clear();
+            parts.iter().for_each(|part| self.buffer.extend_from_slice(part));
+            table.insert(row, &self.buffer[..])?;
+        }
+        write_next_frame(txn, self.journal.next())
+    }
+
+    /// What waited is in the database now.
+    pub(super) fn moved(&mut self) {
+        self.view().waiting.clear();
+        self.journal.restart();
+    }
+
+    /// Entries that are in the journal wait in memory, where readers find them.
+    fn wait(&self, rows: &[(u64, Range<usize>)], entries: &[Entry], mut frame: Bytes) {
+        let mut view = self.view();
+        for (row, range) in rows {
+            let len = entries[range.clone()].iter().map(|entry| entry.header.entry_len()).sum();
+            view.waiting.push(*row, frame.split_to(len));
+        }
+    }
+
+    fn waiting_bytes(&self) -> usize {
+        self.store.inner.view.read().unwrap_or_else(PoisonError::into_inner).waiting.bytes()
+    }
+
+    fn view(&self) -> RwLockWriteGuard<'_, View> {
+        self.store.inner.view.write().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Finds the places of what entries end, and shows the new starts to the readers.
@@ -245,7 +324,7 @@ impl Writer {
 
     pub(super) fn show_garbage(&self) {
         let counters = &self.store.inner.counters;
-        counters.rows_next.store(self.next_row, Relaxed);
+        counters.rows_next.store(self.cursor.next(), Relaxed);
         counters.rows_first.store(self.garbage.first_row, Relaxed);
         counters.dead.store(self.garbage.dead, Relaxed);
     }

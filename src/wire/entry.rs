@@ -295,9 +295,9 @@ impl Entry {
     }
 
     /// Appends header and body to `out`.
-    pub fn encode(&self, out: &mut Vec<u8>) {
-        out.extend_from_slice(&self.header.bytes());
-        out.extend_from_slice(&self.body);
+    pub fn encode(&self, out: &mut impl BufMut) {
+        out.put_slice(&self.header.bytes());
+        out.put_slice(&self.body);
     }
 
     /// The header of the batch inside.

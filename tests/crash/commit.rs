@@ -53,7 +53,8 @@ impl CommitSink for Sink {
 }
 
 fn start(disk: &Disk) -> (CommitQueue, CommitHandle, Receiver<Said>) {
-    let (_, writer, _) = Store::open_backend(disk.clone(), OPTIONS).expect("a good disk");
+    let (_, writer, _) =
+        Store::open_backend(disk.clone(), disk.journal(), OPTIONS).expect("a good disk");
     let queue = CommitQueue::new();
     let (say, hear) = channel();
     let sink = Sink { say, applied: Lsn(0) };
@@ -97,11 +98,11 @@ fn what_was_said_to_be_committed_is_there_after_a_stop() {
 #[test]
 fn a_failed_write_is_told_once_and_closes_the_queue() {
     let disk = Disk::default();
-    drop(Store::open_backend(disk.clone(), OPTIONS).expect("a good disk"));
+    drop(Store::open_backend(disk.clone(), disk.journal(), OPTIONS).expect("a good disk"));
     let image = disk.image();
     // Opening flushes too, and that is not to fail: count it first.
     let disk = Disk::holding(image.clone());
-    let opened = Store::open_backend(disk.clone(), OPTIONS).expect("a good disk");
+    let opened = Store::open_backend(disk.clone(), disk.journal(), OPTIONS).expect("a good disk");
     let (syncs, _) = disk.counts();
     drop(opened);
     let disk = Disk::failing(image, Fault::Sync(syncs + 1));
@@ -121,8 +122,9 @@ fn a_failed_write_is_told_once_and_closes_the_queue() {
 
 #[test]
 fn a_log_that_is_trimmed_as_it_grows_keeps_its_size() {
-    let disk = Disk::holding(Vec::new());
-    let (store, mut writer, _) = Store::open_backend(disk.clone(), OPTIONS).expect("a good disk");
+    let disk = Disk::default();
+    let (store, mut writer, _) =
+        Store::open_backend(disk.clone(), disk.journal(), OPTIONS).expect("a good disk");
     let mut author = Author::new(&Truth::new(SHARDS));
     let mut rng = Rng(4);
     // A partition that is never trimmed has a record in every tenth row: the pass must squeeze those.

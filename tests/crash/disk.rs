@@ -9,12 +9,18 @@ use dunlin::storage::Backend;
 
 use super::rng::Rng;
 
-/// What happened to the disk.
+/// What lies on the disk: the database, and the journal beside it.
+pub(crate) type Image = [Vec<u8>; 2];
+
+const DATA: usize = 0;
+const JOURNAL: usize = 1;
+
+/// What happened to a file of the disk.
 #[derive(Clone, Debug)]
 pub(crate) enum Io {
-    Write(u64, Arc<[u8]>),
-    SetLen(u64),
-    Sync,
+    Write(usize, u64, Arc<[u8]>),
+    SetLen(usize, u64),
+    Sync(usize),
 }
 
 /// Which operation fails, and how. Later ones succeed again: it is on the store to refuse them.
@@ -26,7 +32,7 @@ pub(crate) enum Fault {
 
 #[derive(Debug, Default)]
 struct State {
-    view: Vec<u8>,
+    view: Image,
     trace: Vec<Io>,
     syncs: usize,
     writes: usize,
@@ -34,22 +40,31 @@ struct State {
     fired: bool,
 }
 
-/// A handle to the disk; the store has another.
+/// A handle to the database's file; the store has another.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Disk(Arc<Mutex<State>>);
+pub(crate) struct Disk {
+    shared: Arc<Mutex<State>>,
+    file: usize,
+}
 
 impl Disk {
-    pub(crate) fn holding(image: Vec<u8>) -> Self {
-        Self(Arc::new(Mutex::new(State { view: image, ..State::default() })))
+    pub(crate) fn holding(image: Image) -> Self {
+        let state = State { view: image, ..State::default() };
+        Self { shared: Arc::new(Mutex::new(state)), file: DATA }
     }
 
-    pub(crate) fn failing(image: Vec<u8>, fault: Fault) -> Self {
+    /// A handle to the journal.
+    pub(crate) fn journal(&self) -> Self {
+        Self { shared: Arc::clone(&self.shared), file: JOURNAL }
+    }
+
+    pub(crate) fn failing(image: Image, fault: Fault) -> Self {
         let disk = Self::holding(image);
         disk.state().fault = Some(fault);
         disk
     }
 
-    pub(crate) fn image(&self) -> Vec<u8> {
+    pub(crate) fn image(&self) -> Image {
         self.state().view.clone()
     }
 
@@ -74,27 +89,28 @@ impl Disk {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.shared.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Backend for Disk {
     fn len(&self) -> io::Result<u64> {
-        Ok(self.state().view.len() as u64)
+        Ok(self.state().view[self.file].len() as u64)
     }
 
     fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
         let state = self.state();
         let at = usize::try_from(offset).map_err(io::Error::other)?;
-        let bytes = state.view.get(at..at + out.len()).ok_or(io::ErrorKind::UnexpectedEof)?;
+        let bytes =
+            state.view[self.file].get(at..at + out.len()).ok_or(io::ErrorKind::UnexpectedEof)?;
         out.copy_from_slice(bytes);
         Ok(())
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
         let mut state = self.state();
-        resize(&mut state.view, len);
-        state.trace.push(Io::SetLen(len));
+        resize(&mut state.view[self.file], len);
+        state.trace.push(Io::SetLen(self.file, len));
         Ok(())
     }
 
@@ -107,7 +123,7 @@ impl Backend for Disk {
             state.fired = true;
             return Err(io::Error::from_raw_os_error(5));
         }
-        state.trace.push(Io::Sync);
+        state.trace.push(Io::Sync(self.file));
         Ok(())
     }
 
@@ -120,8 +136,8 @@ impl Backend for Disk {
             state.fired = true;
             return Err(kind.into());
         }
-        put(&mut state.view, offset, data);
-        state.trace.push(Io::Write(offset, data.into()));
+        put(&mut state.view[self.file], offset, data);
+        state.trace.push(Io::Write(self.file, offset, data.into()));
         Ok(())
     }
 }
@@ -153,20 +169,20 @@ const SECTOR: usize = 512;
 
 /// The platter while the trace is replayed.
 pub(crate) struct Platter {
-    durable: Vec<u8>,
+    durable: Image,
     loose: Vec<Io>,
     honesty: Honesty,
     syncs: usize,
 }
 
 impl Platter {
-    pub(crate) fn new(base: Vec<u8>, honesty: Honesty) -> Self {
+    pub(crate) fn new(base: Image, honesty: Honesty) -> Self {
         Self { durable: base, loose: Vec::new(), honesty, syncs: 0 }
     }
 
     /// An I/O happens to its end.
     pub(crate) fn step(&mut self, io: &Io) {
-        let Io::Sync = io else {
+        let Io::Sync(file) = *io else {
             self.loose.push(io.clone());
             return;
         };
@@ -177,16 +193,16 @@ impl Platter {
             Honesty::Skips(every) => !self.syncs.is_multiple_of(every),
         };
         if done {
-            for io in std::mem::take(&mut self.loose) {
+            for io in self.loose.extract_if(.., |io| io.file() == file) {
                 apply(&mut self.durable, &io);
             }
         }
     }
 
     /// The power goes while `io` is under way: what a new start finds.
-    pub(crate) fn cut(&self, io: Option<&Io>, survival: Survival) -> Vec<u8> {
+    pub(crate) fn cut(&self, io: Option<&Io>, survival: Survival) -> Image {
         let mut image = self.durable.clone();
-        let under_way = io.filter(|io| !matches!(io, Io::Sync));
+        let under_way = io.filter(|io| !matches!(io, Io::Sync(_)));
         let loose: Vec<&Io> = self.loose.iter().chain(under_way).collect();
         match survival {
             Survival::None => {}
@@ -199,9 +215,9 @@ impl Platter {
             Survival::Torn(seed) => {
                 for (at, io) in loose.iter().enumerate() {
                     match io {
-                        Io::Write(offset, data) if at + 1 == loose.len() => {
+                        Io::Write(file, offset, data) if at + 1 == loose.len() => {
                             let sectors = Rng(seed).below(data.len() / SECTOR + 1);
-                            put(&mut image, *offset, &data[..sectors * SECTOR]);
+                            put(&mut image[*file], *offset, &data[..sectors * SECTOR]);
                         }
                         io => apply(&mut image, io),
                     }
@@ -211,14 +227,14 @@ impl Platter {
                 let mut rng = Rng(seed);
                 for io in loose {
                     match io {
-                        Io::Write(offset, data) => {
+                        Io::Write(file, offset, data) => {
                             for (at, sector) in (0..).step_by(SECTOR).zip(data.chunks(SECTOR)) {
                                 if rng.flip() {
-                                    put(&mut image, offset + at, sector);
+                                    put(&mut image[*file], offset + at, sector);
                                 }
                             }
                         }
-                        Io::SetLen(_) if rng.flip() => apply(&mut image, io),
+                        Io::SetLen(..) if rng.flip() => apply(&mut image, io),
                         _ => {}
                     }
                 }
@@ -228,11 +244,18 @@ impl Platter {
     }
 }
 
-fn apply(image: &mut Vec<u8>, io: &Io) {
+impl Io {
+    fn file(&self) -> usize {
+        let (Self::Write(file, ..) | Self::SetLen(file, _) | Self::Sync(file)) = self;
+        *file
+    }
+}
+
+fn apply(image: &mut Image, io: &Io) {
     match io {
-        Io::Write(offset, data) => put(image, *offset, data),
-        Io::SetLen(len) => resize(image, *len),
-        Io::Sync => {}
+        Io::Write(file, offset, data) => put(&mut image[*file], *offset, data),
+        Io::SetLen(file, len) => resize(&mut image[*file], *len),
+        Io::Sync(_) => {}
     }
 }
 

@@ -3,7 +3,7 @@
 use std::io::ErrorKind;
 
 use super::{
-    disk::{Disk, Fault, Honesty, Platter, Survival},
+    disk::{Disk, Fault, Honesty, Image, Platter, Survival},
     model::{Step, Truth},
     rng::Rng,
     sweep::survivor,
@@ -31,7 +31,7 @@ fn a_full_disk_stops_the_writer_and_loses_nothing() {
     refuse((0..writes).map(|at| Fault::Write(at, ErrorKind::StorageFull)), "writes with ENOSPC");
 }
 
-fn base() -> (Vec<u8>, Truth) {
+fn base() -> (Image, Truth) {
     let disk = Disk::default();
     let run = run(&disk, &Truth::new(SHARDS), SEED, 6, true);
     (disk.image(), run.truth)

@@ -124,7 +124,7 @@ fn files_are_made_whole_or_not_at_all_and_never_taken_for_fresh() {
     drop(MetaStore::open(&meta).expect("a new store"));
     assert!(matches!(Store::open(&meta, OPTIONS), Err(StoreError::Foreign(_))));
     let names: Vec<_> = fs::read_dir(dir.path()).expect("there").flatten().collect();
-    assert_eq!(names.len(), 2, "{names:?}");
+    assert_eq!(names.len(), 3, "{names:?}");
 }
 
 #[test]

@@ -55,7 +55,7 @@ fn check(ops: &[Op]) -> Result<(), String> {
     let mut truth = Truth::new(SHARDS);
     let mut rng = Rng(3);
     let (mut store, mut writer, _) =
-        Store::open_backend(disk.clone(), OPTIONS).map_err(|e| e.to_string())?;
+        Store::open_backend(disk.clone(), disk.journal(), OPTIONS).map_err(|e| e.to_string())?;
     for op in ops {
         let step = match op {
             Op::Reopen { clean } => {
@@ -66,7 +66,7 @@ fn check(ops: &[Op]) -> Result<(), String> {
                 }
                 drop(store);
                 let options = Options { disk_id: 99, ..OPTIONS };
-                let opened = Store::open_backend(disk.clone(), options);
+                let opened = Store::open_backend(disk.clone(), disk.journal(), options);
                 let (again, next, recovered) = opened.map_err(|e| e.to_string())?;
                 if recovered.disk_id != OPTIONS.disk_id || recovered.clean_shutdown != *clean {
                     return Err(format!("opened with {recovered:?}"));

@@ -1,5 +1,6 @@
 //! Bits that flip on the platter are reported, never skipped.
 
+use bytes::Bytes;
 use dunlin::{
     storage::{ReadError, Store, StoreError},
     types::{Offset, PartitionId, ShardId, TopicId},
@@ -7,7 +8,7 @@ use dunlin::{
 };
 
 use super::{
-    disk::Disk,
+    disk::{Disk, Image},
     model::{Step, Truth},
     rng::Rng,
     workload::{Author, OPTIONS, SHARDS, checkpoint, open, shard_of},
@@ -17,9 +18,10 @@ const ONE: PartitionId = PartitionId { topic: TopicId(0), index: 0 };
 const OTHER: PartitionId = PartitionId { topic: TopicId(3), index: 0 };
 
 /// A store with 20 batches each of two partitions of one shard, one after the other in one row.
-fn interleaved(checkpointed: bool) -> (Vec<u8>, Truth) {
+fn interleaved(checkpointed: bool) -> (Image, Truth) {
     let disk = Disk::default();
-    let (_, mut writer, _) = Store::open_backend(disk.clone(), OPTIONS).expect("a good disk");
+    let (_, mut writer, _) =
+        Store::open_backend(disk.clone(), disk.journal(), OPTIONS).expect("a good disk");
     let mut truth = Truth::new(SHARDS);
     let mut author = Author::new(&truth);
     let mut rng = Rng(1);
@@ -53,11 +55,11 @@ fn a_flipped_bit_is_reported_and_never_skipped() {
     assert_eq!(victim.header.kind, EntryKind::Records);
     let mut bytes = Vec::new();
     victim.encode(&mut bytes);
-    let at = find(&image, &bytes);
+    let at = find(&image[0], &bytes);
     let (mut reported, mut harmless) = (0, 0);
     for flip in 0..bytes.len() * 8 {
         let mut image = image.clone();
-        image[at + flip / 8] ^= 1 << (flip % 8);
+        image[0][at + flip / 8] ^= 1 << (flip % 8);
         let (store, ..) = open(image).expect("the row is behind the checkpoint");
         let mut good = true;
         for id in [ONE, OTHER] {
@@ -81,10 +83,10 @@ fn a_flipped_bit_in_the_tail_of_the_log_is_found_at_open() {
     let (image, truth) = interleaved(false);
     let mut bytes = Vec::new();
     truth.shards[0].entries[18].encode(&mut bytes);
-    let at = find(&image, &bytes);
+    let at = find(&image[0], &bytes);
     for flip in (0..bytes.len() * 8).step_by(7) {
         let mut image = image.clone();
-        image[at + flip / 8] ^= 1 << (flip % 8);
+        image[0][at + flip / 8] ^= 1 << (flip % 8);
         let opened = open(image);
         assert!(matches!(opened, Err(StoreError::Corrupted(_))), "bit {flip} changed unseen");
     }
@@ -96,8 +98,8 @@ fn an_image_of_noise_is_refused() {
     let mut rng = Rng(7);
     for round in 0..60 {
         let mut image = good.clone();
-        let (from, len) = (rng.below(image.len()), 1 + rng.below(20_000));
-        for byte in image.iter_mut().skip(from).take(len) {
+        let (from, len) = (rng.below(image[0].len()), 1 + rng.below(20_000));
+        for byte in image[0].iter_mut().skip(from).take(len) {
             *byte = rng.next().to_be_bytes()[0];
         }
         // Refused, or opened with an error for what is broken; a panic would fail the test.
@@ -106,9 +108,11 @@ fn an_image_of_noise_is_refused() {
                 let _ = store.read(id, Offset(0), Offset(u64::MAX), 1 << 20);
             }
         }
-        let cut = good[..rng.below(good.len())].to_vec();
-        if let Ok((_, _, recovered)) = open(cut.clone()) {
-            assert!(cut.is_empty(), "round {round}: {} bytes pass for {recovered:?}", cut.len());
+        let mut cut = good.clone();
+        cut[0].truncate(rng.below(good[0].len()));
+        let len = cut[0].len();
+        if let Ok((_, _, recovered)) = open(cut) {
+            assert!(len == 0, "round {round}: {len} bytes pass for {recovered:?}");
         }
     }
 }
@@ -118,7 +122,8 @@ fn a_store_for_other_shards_or_of_a_newer_program_is_refused() {
     let (image, _) = interleaved(true);
     let disk = Disk::holding(image.clone());
     let options = dunlin::storage::Options { shards: 4, ..OPTIONS };
-    let error = Store::open_backend(disk, options).expect_err("made with 3");
+    let error =
+        Store::open_backend(disk.clone(), disk.journal(), options).expect_err("made with 3");
     assert_eq!(
         error.to_string(),
         "store has 3 shards, asked for 4: the number is fixed when the store is made"
@@ -126,13 +131,94 @@ fn a_store_for_other_shards_or_of_a_newer_program_is_refused() {
     // `format` is stored beside its key; the page has no checksum that is verified on open.
     let mut image = image;
     let mut needle = b"clean".to_vec();
-    needle.extend_from_slice(b"diskformatshards");
-    let at = find(&image, &needle);
-    let values = &mut image[at + needle.len()..];
-    // Values in the order of their keys: clean (1 byte), disk (16), format (4), shards (2).
+    needle.extend_from_slice(b"diskformatjournalshards");
+    let at = find(&image[0], &needle);
+    let values = &mut image[0][at + needle.len()..];
+    // Values in the order of their keys: clean (1 byte), disk (16), format (4), journal (8), shards (2).
     values[17 + 3] = 9;
     let error = open(image).expect_err("format 9");
     assert!(error.to_string().contains("format 9, this program knows formats up to 1"), "{error}");
+}
+
+/// A store that was killed with frames in its journal; where each lies, and what is true with it.
+fn journaled() -> (Image, Vec<(usize, Truth)>) {
+    let disk = Disk::default();
+    let (_, mut writer, _) =
+        Store::open_backend(disk.clone(), disk.journal(), OPTIONS).expect("a good disk");
+    let mut truth = Truth::new(SHARDS);
+    let mut author = Author::new(&truth);
+    let mut rng = Rng(3);
+    let (mut at, mut truths) = (4096, Vec::new());
+    for size in [100, 5_000, 300, 4_000, 700] {
+        let entry = author.records(ONE, size, 1, &mut rng);
+        let len = 24 + entry.header.entry_len();
+        writer.commit(std::slice::from_ref(&entry)).expect("a good disk");
+        truth.apply(&Step::Commit(vec![entry]));
+        truths.push((at, truth.clone()));
+        at += len.next_multiple_of(4096);
+    }
+    drop(writer);
+    (disk.image(), truths)
+}
+
+#[test]
+fn a_damaged_frame_of_the_journal_is_never_taken_for_its_end() {
+    let (image, truths) = journaled();
+    let last = truths.len() - 1;
+    let (store, _, recovered) = open(image.clone()).expect("whole");
+    truths[last].1.expect().check(&store, &recovered, &mut Rng(0)).expect("all of it");
+    for (number, (at, _)) in truths.iter().enumerate() {
+        for bit in (0..24 * 8).chain((24 * 8..90 * 8).step_by(5)) {
+            let mut image = image.clone();
+            image[1][at + bit / 8] ^= 1 << (bit % 8);
+            match open(image) {
+                Err(StoreError::Corrupted(why)) if number < last => {
+                    assert!(why.contains("acknowledged records are damaged"), "{why}");
+                }
+                // The last frame may also be one that was never flushed: nothing else tells the two apart.
+                Ok((store, _, recovered)) if number == last => {
+                    let before = truths[last - 1].1.expect();
+                    before.check(&store, &recovered, &mut Rng(0)).expect("what was before it");
+                }
+                opened => panic!("bit {bit} of frame {number}: {:?}", opened.map(|_| ())),
+            }
+        }
+    }
+}
+
+#[test]
+fn a_journal_that_is_not_the_logs_own_is_refused() {
+    let (image, truths) = journaled();
+    let other = Disk::default();
+    let options = dunlin::storage::Options { disk_id: 77, ..OPTIONS };
+    drop(Store::open_backend(other.clone(), other.journal(), options).expect("a good disk"));
+    let [_, other] = other.image();
+    let mut short = image[1].clone();
+    short.truncate(9 * 4096);
+    let mut strange = image[1].clone();
+    strange[..8].copy_from_slice(b"whatever");
+    for (journal, why) in [
+        (Vec::new(), "it is missing or empty"),
+        (vec![0; 100], "it is cut short"),
+        (short, "its length has changed"),
+        (strange, "it is of another program"),
+        (other, "it belongs to another store"),
+    ] {
+        let opened = open([image[0].clone(), journal]);
+        let Err(StoreError::Foreign(found)) = opened else { panic!("taken: {why}") };
+        assert!(found.starts_with("journal: ") && found.contains(why), "{found}");
+    }
+    // A log older than its journal: what lay between the two is lost, and that must not pass.
+    let old = Disk::default();
+    drop(Store::open_backend(old.clone(), old.journal(), OPTIONS).expect("a good disk"));
+    let disk = Disk::holding(image);
+    let (_, mut writer, _) =
+        Store::open_backend(disk.clone(), disk.journal(), OPTIONS).expect("a good disk");
+    let mut author = Author::new(&truths[4].1);
+    let entry = author.control(shard_of(ONE), EntryKind::EpochStart, ONE, Bytes::new());
+    writer.commit(&[entry]).expect("a good disk");
+    let ([_, journal], [data, _]) = (disk.image(), old.image());
+    assert!(matches!(open([data, journal]), Err(StoreError::Corrupted(_))));
 }
 
 /// Reads a partition. False if a read reported corruption; panics if anything else than what was written came out.

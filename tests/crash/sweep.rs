@@ -1,11 +1,11 @@
 //! The power goes at every I/O.
 
-use std::ops::Range;
+use std::{env, ops::Range, process::Command};
 
 use dunlin::storage::StoreError;
 
 use super::{
-    disk::{Disk, Honesty, Io, Platter, Survival},
+    disk::{Disk, Honesty, Image, Io, Platter, Survival},
     model::{Expected, Step, Truth},
     rng::Rng,
     seeds,
@@ -24,7 +24,7 @@ struct Tally {
 }
 
 /// A disk with an empty store, past its format: how a store is made is swept by itself.
-fn formatted() -> Vec<u8> {
+fn formatted() -> Image {
     let disk = Disk::default();
     let made = run(&disk, &Truth::new(SHARDS), 0, 0, false);
     assert!(made.failed.is_none());
@@ -39,7 +39,7 @@ fn no_power_cut_loses_or_tears_what_was_acknowledged() {
         let disk = Disk::holding(base.clone());
         let run = run(&disk, &Truth::new(SHARDS), seed, STEPS, true);
         assert!(run.failed.is_none(), "{:?}", run.failed);
-        sweep(&base, &disk.trace(), &run, Honesty::Honest, seed, 12, &mut tally);
+        sweep(&base, &disk.trace(), &run, seed, &mut tally);
     }
     println!(
         "power cuts at each of {} I/Os: {} crashes, {} second crashes, {} violations",
@@ -52,21 +52,72 @@ fn no_power_cut_loses_or_tears_what_was_acknowledged() {
     assert!(tally.crashes > 1000);
 }
 
+/// The control: a disk that does not flush must be noticed. On what such a disk leaves, redb may panic while it unwinds
+/// from a panic, which ends the process: so each disk has a process of its own, and its end counts as noticed.
 #[test]
 fn a_disk_that_lies_is_found_out() {
-    let base = formatted();
-    for (honesty, caught_min) in [(Honesty::Lies, 0.5), (Honesty::Skips(3), 0.02)] {
-        let disk = Disk::holding(base.clone());
-        let run = run(&disk, &Truth::new(SHARDS), 1, STEPS, true);
-        let mut tally = Tally::default();
-        sweep(&base, &disk.trace(), &run, honesty, 1, usize::MAX, &mut tally);
+    for (name, caught_min) in [("lies", 0.5), ("skips", 0.02)] {
+        let (mut from, mut crashes, mut caught, mut aborts) = (0, 0, 0, 0);
+        loop {
+            let child = Command::new(env::current_exe().expect("this program"))
+                .args(["--exact", "crash::sweep::one_lying_disk", "--ignored", "--nocapture"])
+                .env(CONTROL, format!("{name} {from}"))
+                .env("RUST_BACKTRACE", "0")
+                .output()
+                .expect("this program again");
+            let said = String::from_utf8_lossy(&child.stdout);
+            let cuts = said.lines().filter_map(|line| line.strip_prefix(CUT));
+            let cuts: Vec<usize> = cuts.map(|cut| cut.parse().expect("a number")).collect();
+            crashes += cuts.len() * PATTERNS;
+            caught += cuts.iter().sum::<usize>();
+            if child.status.success() {
+                break;
+            }
+            assert!(child.status.code().is_none(), "{}", String::from_utf8_lossy(&child.stderr));
+            aborts += 1;
+            crashes += PATTERNS;
+            caught += 1;
+            from += cuts.len() + 1;
+        }
         println!(
-            "control, {honesty:?}: {} crashes, {} violations",
-            tally.crashes,
-            tally.violations.len()
+            "control, a disk that {name}: {crashes} crashes, {caught} violations, {aborts} aborts"
         );
-        let caught = tally.violations.len() as f64 / tally.crashes as f64;
-        assert!(caught > caught_min, "{honesty:?} is hardly noticed");
+        assert!(crashes > 500);
+        assert!(
+            caught as f64 / crashes as f64 > caught_min,
+            "a disk that {name} is hardly noticed"
+        );
+    }
+}
+
+/// Which disk, and the first I/O to cut at.
+const CONTROL: &str = "DUNLIN_CRASH_CONTROL";
+/// What one cut says: the number of its patterns that were noticed.
+const CUT: &str = "noticed ";
+
+#[test]
+#[ignore = "a part of a_disk_that_lies_is_found_out"]
+fn one_lying_disk() {
+    let control = env::var(CONTROL).expect("run by the control");
+    let (name, from) = control.split_once(' ').expect("two words");
+    let honesty = if name == "lies" { Honesty::Lies } else { Honesty::Skips(3) };
+    let base = formatted();
+    let disk = Disk::holding(base.clone());
+    let run = run(&disk, &Truth::new(SHARDS), 1, STEPS, true);
+    let trace = disk.trace();
+    let mut platter = Platter::new(base, honesty);
+    let mut candidates = Candidates::new(&run);
+    for at in 0..=trace.len() {
+        candidates.advance(at);
+        if at >= from.parse().expect("a number") {
+            let survivors = patterns(1 << 32 | at as u64).into_iter().map(|survival| {
+                survivor(&platter.cut(trace.get(at), survival), &candidates.now, at as u64)
+            });
+            println!("{CUT}{}", survivors.filter(Result::is_err).count());
+        }
+        if let Some(io) = trace.get(at) {
+            platter.step(io);
+        }
     }
 }
 
@@ -75,7 +126,7 @@ fn a_power_cut_while_a_store_is_made_leaves_no_store_or_an_empty_one() {
     let disk = Disk::default();
     run(&disk, &Truth::new(SHARDS), 0, 0, false);
     let trace = disk.trace();
-    let mut platter = Platter::new(Vec::new(), Honesty::Honest);
+    let mut platter = Platter::new(Image::default(), Honesty::Honest);
     for (at, io) in trace.iter().enumerate() {
         for survival in patterns(at as u64) {
             match open(platter.cut(Some(io), survival)) {
@@ -93,7 +144,9 @@ fn a_power_cut_while_a_store_is_made_leaves_no_store_or_an_empty_one() {
     }
 }
 
-fn patterns(seed: u64) -> [Survival; 6] {
+const PATTERNS: usize = 6;
+
+fn patterns(seed: u64) -> [Survival; PATTERNS] {
     [
         Survival::None,
         Survival::All,
@@ -104,17 +157,9 @@ fn patterns(seed: u64) -> [Survival; 6] {
     ]
 }
 
-/// Cuts the power at every I/O of `run`; after every `again`-th cut works on, and cuts once more.
-fn sweep(
-    base: &[u8],
-    trace: &[Io],
-    run: &Run,
-    honesty: Honesty,
-    seed: u64,
-    again: usize,
-    tally: &mut Tally,
-) {
-    let mut platter = Platter::new(base.to_vec(), honesty);
+/// Cuts the power at every I/O of `run`; after every twelfth cut works on, and cuts once more.
+fn sweep(base: &Image, trace: &[Io], run: &Run, seed: u64, tally: &mut Tally) {
+    let mut platter = Platter::new(base.clone(), Honesty::Honest);
     let mut candidates = Candidates::new(run);
     for at in 0..=trace.len() {
         tally.ios += 1;
@@ -130,7 +175,7 @@ fn sweep(
                     continue;
                 }
             };
-            if tally.crashes.is_multiple_of(again) {
+            if tally.crashes.is_multiple_of(12) {
                 cut_again(image, &survived, seed, tally);
             }
         }
@@ -141,7 +186,7 @@ fn sweep(
 }
 
 /// Works on after a power cut, and cuts again at a few I/Os, among them those of the recovery.
-fn cut_again(image: Vec<u8>, survived: &Truth, seed: u64, tally: &mut Tally) {
+fn cut_again(image: Image, survived: &Truth, seed: u64, tally: &mut Tally) {
     let disk = Disk::holding(image.clone());
     let more = run(&disk, survived, seed, 6, false);
     if let Some((error, _)) = more.failed {
@@ -169,8 +214,8 @@ fn cut_again(image: Vec<u8>, survived: &Truth, seed: u64, tally: &mut Tally) {
 }
 
 /// Opens an image and finds which of the truths it holds.
-pub(crate) fn survivor(image: &[u8], candidates: &[Expected], seed: u64) -> Result<Truth, String> {
-    let (store, _writer, recovered) = open(image.to_vec()).map_err(|e| e.to_string())?;
+pub(crate) fn survivor(image: &Image, candidates: &[Expected], seed: u64) -> Result<Truth, String> {
+    let (store, _writer, recovered) = open(image.clone()).map_err(|e| e.to_string())?;
     if recovered.disk_id != OPTIONS.disk_id {
         return Err("the store forgot who it is".into());
     }

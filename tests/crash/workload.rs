@@ -14,14 +14,14 @@ use dunlin::{
 };
 
 use super::{
-    disk::Disk,
+    disk::{Disk, Image},
     model::{Naive, Step, Truth, fold},
     rng::Rng,
 };
 
 pub(crate) const SHARDS: u16 = 3;
 pub(crate) const OPTIONS: Options =
-    Options { cache_bytes: 1 << 20, shards: SHARDS, disk_id: 0x1234_5678 };
+    Options { cache_bytes: 1 << 20, shards: SHARDS, disk_id: 0x1234_5678, journal_len: 256 << 10 };
 
 /// Work that was done on one disk since one open.
 pub(crate) struct Run {
@@ -40,7 +40,7 @@ pub(crate) fn run(disk: &Disk, before: &Truth, seed: u64, count: usize, close: b
     let mut rng = Rng(seed);
     let mut run =
         Run { before: before.clone(), steps: Vec::new(), truth: before.clone(), failed: None };
-    let opened = Store::open_backend(disk.clone(), OPTIONS);
+    let opened = Store::open_backend(disk.clone(), disk.journal(), OPTIONS);
     let (_store, mut writer, _) = match opened {
         Ok(opened) => opened,
         Err(error) => {
@@ -70,8 +70,9 @@ pub(crate) fn run(disk: &Disk, before: &Truth, seed: u64, count: usize, close: b
     run
 }
 
-pub(crate) fn open(image: Vec<u8>) -> Result<(Store, Writer, Recovered), StoreError> {
-    Store::open_backend(Disk::holding(image), OPTIONS)
+pub(crate) fn open(image: Image) -> Result<(Store, Writer, Recovered), StoreError> {
+    let disk = Disk::holding(image);
+    Store::open_backend(disk.clone(), disk.journal(), OPTIONS)
 }
 
 /// After a failed write nothing is acknowledged any more.
