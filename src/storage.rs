@@ -21,6 +21,7 @@ mod garbage;
 mod index;
 mod journal;
 mod meta;
+mod mover;
 mod open;
 mod queue;
 mod read;

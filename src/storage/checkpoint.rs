@@ -11,7 +11,6 @@ use redb::{Table, WriteTransaction};
 use super::{
     error::StoreError,
     index::{IndexEntry, chunk_at},
-    open::begin,
     schema::{
         CHECKPOINT, INDEX, INDEX_CHUNK_MAX, IndexKey, LOG_KEY, LogInfo, STATE, ShardInfo,
         encode_facts, encode_index, facts_key, index_key, shard_key,
@@ -71,11 +70,9 @@ impl Writer {
         for shard in handed {
             self.shards[usize::from(shard.shard.0)].applied = shard.applied;
         }
-        self.cursor.seal();
+        let txn = self.begin()?;
         let next_row = self.cursor.next();
         let ended = self.take_ended();
-        let txn = begin(&self.store.inner.db)?;
-        self.write_waiting(&txn)?;
         let died = self.write_partitions(&txn, &ended)?;
         self.garbage.dead += died;
         self.write_shards(&txn)?;

@@ -71,11 +71,12 @@ impl CommitThread {
     /// # Errors
     /// When the system gives no thread.
     pub fn spawn(
-        writer: Writer,
+        mut writer: Writer,
         queue: CommitQueue,
         sink: impl CommitSink + Send + 'static,
     ) -> io::Result<CommitHandle> {
         let shared = Arc::new(Shared::default());
+        writer.move_aside()?;
         let handle = CommitHandle { queue: queue.clone(), shared: Arc::clone(&shared) };
         let work = Loop { writer, queue, sink, shared, garbage_credit: Duration::ZERO };
         thread::Builder::new().name("commit".into()).spawn(move || work.run())?;

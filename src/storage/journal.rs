@@ -1,8 +1,8 @@
 //! The journal: where small commits become durable, before they go into the database in bulk.
 //!
 //! A commit of a copy-on-write tree writes a dozen pages and flushes twice, however little it holds. A frame of the
-//! journal is one write to blocks that the file has already, and one flush. The journal is bounded and starts over each
-//! time its entries have moved into the database, so what it holds is read at open in no time.
+//! journal is one write to blocks that the file has already, and one flush. The journal is bounded, so what it holds is
+//! read at open in no time. It has two halves: one is written while the entries of the other move into the database.
 //!
 //! | at | type | field of the first page |
 //! |---|---|---|
@@ -18,7 +18,8 @@
 //! | 20 | u32 | 0 |
 //! | 24 | | log entries, whole, in the order in which they were committed |
 //!
-//! A frame begins on a page of its own: writing it never touches bytes of one that was acknowledged.
+//! A frame begins on a page of its own: writing it never touches bytes of one that was acknowledged. Frames of a half
+//! follow each other from its begin on. What moves into the database are all frames of a half, or of both.
 
 use bytes::{BufMut, Bytes, BytesMut};
 use xxhash_rust::xxh3::xxh3_64_with_seed;
@@ -32,8 +33,11 @@ const FRAME_HEADER: usize = 24;
 /// A larger commit goes straight into the database: there the flushes are not what it costs, and the journal would
 /// have each byte written twice. As a part of the journal: 256 KiB with the default size.
 const COMMIT_SHARE: usize = 32;
-/// Smallest journal, in pages: one for the header, and one for a frame.
-const PAGES_MIN: usize = 2;
+/// Bytes of entries with which a half is ripe to move, as a part of the journal: 1 MiB with the default size. Much less
+/// would cost too many pages of the database, much more would keep readers' newest records in memory twice.
+const RIPE_SHARE: usize = 8;
+/// Smallest journal, in pages: one for the header, and one for a frame in each half.
+const PAGES_MIN: usize = 3;
 
 /// The journal of a store, open for writing.
 #[derive(Debug)]
@@ -41,8 +45,12 @@ pub(super) struct Journal {
     file: Box<dyn Backend>,
     seed: u64,
     len: usize,
+    /// The half that is written.
+    half: usize,
     /// Where the next frame goes.
     at: usize,
+    /// Bytes of entries in the half that is written.
+    bytes: usize,
     /// The number of the next frame.
     next: u64,
 }
@@ -72,7 +80,7 @@ impl Journal {
         head.put_u64(xxh3_64_with_seed(&head, seed));
         file.write(0, &head)?;
         file.sync_data()?;
-        Ok(Self { file, seed, len, at: PAGE, next: 0 })
+        Ok(Self { file, seed, len, half: 0, at: PAGE, bytes: 0, next: 0 })
     }
 
     /// Opens a journal whose frames before `next` are in the database. Returns the entries of those that are not, frame
@@ -107,25 +115,34 @@ impl Journal {
         if word(8) != len as u64 {
             return Err(foreign("its length has changed"));
         }
-        let mut journal = Self { file, seed, len, at: PAGE, next };
+        let mut journal = Self { file, seed, len, half: 0, at: PAGE, bytes: 0, next };
         let mut frames = Vec::new();
-        while let Some(entries) = journal.frame(journal.at, journal.next)? {
-            journal.at += frame_len(entries.len());
-            journal.next += 1;
-            frames.push(entries);
+        // Either half may be the older one.
+        for half in [0, 1, 0] {
+            let mut at = journal.begin(half);
+            while let Some(entries) = journal.frame(at, half)? {
+                at += frame_len(entries.len());
+                journal.next += 1;
+                frames.push(entries);
+            }
         }
         journal.check_end()?;
         Ok((journal, frames))
     }
 
-    /// Tells whether a commit of `bytes` should go into the journal, and fits.
+    /// Tells whether a commit of `bytes` should go into the journal at all.
     pub(super) fn takes(&self, bytes: usize) -> bool {
-        bytes <= self.len / COMMIT_SHARE && self.at + frame_len(bytes) <= self.len
+        bytes <= self.len / COMMIT_SHARE && self.begin(0) + frame_len(bytes) <= self.end(0)
     }
 
-    /// Most bytes of entries that should wait here before they move into the database.
-    pub(super) fn waiting_max(&self) -> usize {
-        self.len / 2
+    /// Tells whether it fits into the half that is written.
+    pub(super) fn fits(&self, bytes: usize) -> bool {
+        self.at + frame_len(bytes) <= self.end(self.half)
+    }
+
+    /// Tells whether the half that is written holds enough to be worth a move into the database.
+    pub(super) fn is_ripe(&self) -> bool {
+        self.bytes >= self.len / RIPE_SHARE
     }
 
     /// The number of the next frame: those before it are safe, here or in the database.
@@ -153,19 +170,40 @@ impl Journal {
         self.file.write(self.at as u64, &frame)?;
         self.file.sync_data()?;
         self.at += padded;
+        self.bytes += bytes;
         self.next += 1;
         Ok(frame.freeze().slice(FRAME_HEADER..FRAME_HEADER + bytes))
     }
 
-    /// Starts over: all frames are in the database.
-    pub(super) fn restart(&mut self) {
-        self.at = PAGE;
+    /// Goes on in the other half. All frames in that one must be in the database.
+    pub(super) fn switch(&mut self) {
+        self.half = 1 - self.half;
+        self.restart();
     }
 
-    /// The entries of frame `number` at `at`, if it is there and whole.
-    fn frame(&self, at: usize, number: u64) -> Result<Option<Bytes>, StoreError> {
-        let Some((found, len)) = self.header(at)? else { return Ok(None) };
-        Ok(if found == number { self.body(at, len)? } else { None })
+    /// Starts the half over: all frames are in the database.
+    pub(super) fn restart(&mut self) {
+        self.at = self.begin(self.half);
+        self.bytes = 0;
+    }
+
+    fn begin(&self, half: usize) -> usize {
+        let pages = self.len / PAGE - 1;
+        PAGE + half * (pages / 2) * PAGE
+    }
+
+    fn end(&self, half: usize) -> usize {
+        if half == 0 { self.begin(1) } else { self.len }
+    }
+
+    /// The entries of the next frame, if it lies at `at` of this half and is whole.
+    fn frame(&self, at: usize, half: usize) -> Result<Option<Bytes>, StoreError> {
+        match self.header(at)? {
+            Some((found, len)) if found == self.next && at + frame_len(len) <= self.end(half) => {
+                self.body(at, len)
+            }
+            _ => Ok(None),
+        }
     }
 
     /// Number and length of what may be a frame at `at`.
@@ -197,10 +235,10 @@ impl Journal {
                 && number > self.next
                 && self.body(at, len)?.is_some()
             {
-                let (lost, at) = (self.next, self.at);
+                let lost = self.next;
                 let reason = format!(
-                    "journal: frame {lost} at {at} cannot be read, but frame {number} is there: acknowledged records \
-                     are damaged"
+                    "journal: frame {lost} cannot be read, but frame {number} is there: acknowledged \
+                     records are damaged"
                 );
                 return Err(StoreError::Corrupted(reason));
             }

@@ -96,13 +96,11 @@ pub(super) struct View {
 #[derive(Debug, Default)]
 pub(super) struct Waiting {
     rows: VecDeque<(u64, Arc<Vec<Bytes>>)>,
-    bytes: usize,
 }
 
 impl Waiting {
     /// Adds to the last row, or begins one behind it.
     pub(super) fn push(&mut self, row: u64, part: Bytes) {
-        self.bytes += part.len();
         match self.rows.back_mut() {
             // A reader may hold the row: it keeps what it saw.
             Some((last, parts)) if *last == row => Arc::make_mut(parts).push(part),
@@ -117,18 +115,18 @@ impl Waiting {
     }
 
     /// All rows, in order.
-    pub(super) fn iter(&self) -> impl Iterator<Item = (u64, &[Bytes])> {
-        self.rows.iter().map(|(row, parts)| (*row, &parts[..]))
+    pub(super) fn all(&self) -> Vec<(u64, Arc<Vec<Bytes>>)> {
+        self.rows.iter().cloned().collect()
     }
 
-    /// Bytes of the entries.
-    pub(super) fn bytes(&self) -> usize {
-        self.bytes
+    /// The rows before `row` are in the database.
+    pub(super) fn forget_before(&mut self, row: u64) {
+        while self.rows.pop_front_if(|(number, _)| *number < row).is_some() {}
     }
 
-    /// The rows are in the database.
+    /// All rows are in the database.
     pub(super) fn clear(&mut self) {
-        *self = Self::default();
+        self.rows.clear();
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::{
     collections::{HashMap, HashSet, VecDeque},
+    io,
     ops::Range,
     sync::{PoisonError, RwLockWriteGuard, atomic::Ordering::Relaxed},
     time::Instant,
@@ -13,7 +14,8 @@ use redb::WriteTransaction;
 use super::{
     error::{StoreError, guarded},
     journal::Journal,
-    open::{begin, write_next_frame},
+    mover::{Move, Mover, write_rows},
+    open::begin,
     read::Store,
     row::Cursor,
     schema::{CHECKPOINT_BYTES, CHECKPOINT_ENTRIES, META, ROWS},
@@ -36,6 +38,7 @@ pub struct Writer {
     pub(super) since: (usize, usize),
     pub(super) poisoned: bool,
     journal: Journal,
+    mover: Mover,
     /// A row on its way into the database.
     buffer: Vec<u8>,
 }
@@ -91,6 +94,7 @@ impl Writer {
             since: (0, 0),
             poisoned: false,
             journal,
+            mover: Mover::default(),
             buffer: Vec::new(),
         }
     }
@@ -136,8 +140,7 @@ impl Writer {
     /// [`StoreError`]; the log itself is safe, the mark is missing.
     pub fn close(mut self) -> Result<(), StoreError> {
         self.exclusively(|writer| {
-            let txn = begin(&writer.store.inner.db)?;
-            writer.write_waiting(&txn)?;
+            let txn = writer.begin()?;
             txn.open_table(META)?.insert("clean", &[1][..])?;
             txn.commit()?;
             writer.moved();
@@ -167,21 +170,18 @@ impl Writer {
     fn commit_all(&mut self, entries: &[Entry]) -> Result<Vec<(ShardId, Lsn)>, StoreError> {
         let begun = clock();
         let bytes = entries.iter().map(|entry| entry.header.entry_len()).sum();
-        let in_journal =
-            self.journal.takes(bytes) && self.waiting_bytes() + bytes <= self.journal.waiting_max();
-        let rows = if in_journal {
+        let rows = if self.journal.takes(bytes) {
+            self.make_room(bytes)?;
             let rows = self.cut(entries);
             let frame = self.journal.append(entries, bytes)?;
             self.wait(&rows, entries, frame);
             rows
         } else {
-            self.cursor.seal();
+            let txn = self.begin()?;
             let rows = self.cut(entries);
-            self.cursor.seal();
-            let txn = begin(&self.store.inner.db)?;
-            self.write_waiting(&txn)?;
             self.write(&txn, &rows, entries)?;
             txn.commit()?;
+            self.cursor.seal();
             self.moved();
             rows
         };
@@ -231,22 +231,55 @@ impl Writer {
         Ok(())
     }
 
-    /// Writes what waits into the database.
-    pub(super) fn write_waiting(&mut self, txn: &WriteTransaction) -> Result<(), StoreError> {
-        let view = self.store.inner.view.read().unwrap_or_else(PoisonError::into_inner);
-        if view.waiting.bytes() == 0 {
-            return Ok(());
-        }
-        let mut table = txn.open_table(ROWS)?;
-        for (row, parts) in view.waiting.iter() {
-            self.buffer.clear();
-            parts.iter().for_each(|part| self.buffer.extend_from_slice(part));
-            table.insert(row, &self.buffer[..])?;
-        }
-        write_next_frame(txn, self.journal.next())
+    /// Moves from the journal are made by a thread of its own from now on.
+    ///
+    /// # Errors
+    /// When the system gives no thread.
+    pub(super) fn move_aside(&mut self) -> io::Result<()> {
+        self.mover.spawn()
     }
 
-    /// What waited is in the database now.
+    /// Makes room for a commit in the journal: begins to move a half that is ripe, waits only when both are full.
+    fn make_room(&mut self, bytes: usize) -> Result<(), StoreError> {
+        self.finish_move(false)?;
+        let fits = self.journal.fits(bytes);
+        if fits && (self.mover.is_busy() || !self.journal.is_ripe()) {
+            return Ok(());
+        }
+        self.finish_move(true)?;
+        self.begin_move();
+        Ok(())
+    }
+
+    /// Begins to move what waits, and goes on in the other half.
+    fn begin_move(&mut self) {
+        self.cursor.seal();
+        let rows = self.view().waiting.all();
+        let rows = Move { store: self.store.clone(), rows, next_frame: self.journal.next() };
+        self.mover.begin(rows);
+        self.journal.switch();
+    }
+
+    fn finish_move(&mut self, wait: bool) -> Result<(), StoreError> {
+        if let Some(row) = self.mover.finish(wait)? {
+            self.view().waiting.forget_before(row);
+        }
+        Ok(())
+    }
+
+    /// Begins a transaction that takes along all that waits. [`Writer::moved`] follows its commit.
+    pub(super) fn begin(&mut self) -> Result<WriteTransaction, StoreError> {
+        self.finish_move(true)?;
+        self.cursor.seal();
+        let rows = self.view().waiting.all();
+        let txn = begin(&self.store.inner.db)?;
+        if !rows.is_empty() {
+            write_rows(&txn, &rows, self.journal.next())?;
+        }
+        Ok(txn)
+    }
+
+    /// What waited is in the database.
     pub(super) fn moved(&mut self) {
         self.view().waiting.clear();
         self.journal.restart();
@@ -259,10 +292,6 @@ impl Writer {
             let len = entries[range.clone()].iter().map(|entry| entry.header.entry_len()).sum();
             view.waiting.push(*row, frame.split_to(len));
         }
-    }
-
-    fn waiting_bytes(&self) -> usize {
-        self.store.inner.view.read().unwrap_or_else(PoisonError::into_inner).waiting.bytes()
     }
 
     fn view(&self) -> RwLockWriteGuard<'_, View> {

@@ -21,7 +21,7 @@ use super::{
 
 pub(crate) const SHARDS: u16 = 3;
 pub(crate) const OPTIONS: Options =
-    Options { cache_bytes: 1 << 20, shards: SHARDS, disk_id: 0x1234_5678, journal_len: 256 << 10 };
+    Options { cache_bytes: 1 << 20, shards: SHARDS, disk_id: 0x1234_5678, journal_len: 96 << 10 };
 
 /// Work that was done on one disk since one open.
 pub(crate) struct Run {
@@ -51,7 +51,7 @@ pub(crate) fn run(disk: &Disk, before: &Truth, seed: u64, count: usize, close: b
     run.steps.push((0..disk.ios(), Step::Silent));
     for _ in 0..count {
         let begin = disk.ios();
-        let step = next_step(&run.truth, &mut rng);
+        let step = next_step(&run.truth, seed, &mut rng);
         if let Err(error) = perform(&mut writer, &step, &mut rng) {
             assert_poisoned(&mut writer);
             run.failed = Some((error, step));
@@ -100,8 +100,11 @@ fn perform(writer: &mut Writer, step: &Step, rng: &mut Rng) -> Result<(), StoreE
     }
 }
 
-/// Draws a step that may follow `truth`.
-pub(crate) fn next_step(truth: &Truth, rng: &mut Rng) -> Step {
+/// Draws a step that may follow `truth`. Every third run is of small commits, which fill the journal again and again.
+pub(crate) fn next_step(truth: &Truth, seed: u64, rng: &mut Rng) -> Step {
+    if seed % 3 == 1 && !rng.one_in(12) {
+        return Step::Commit(Author::new(truth).small_commit(rng));
+    }
     match rng.below(10) {
         0 => Step::Silent,
         1 | 2 => Step::Checkpoint(checkpoint(truth, rng)),
@@ -175,6 +178,21 @@ impl Author {
                         let records = 1 + rng.below(4);
                         self.records(id, size, records, rng)
                     }
+                }
+            })
+            .collect()
+    }
+
+    /// Few entries of few bytes: they go into the journal.
+    pub(crate) fn small_commit(&mut self, rng: &mut Rng) -> Vec<Entry> {
+        (0..1 + rng.below(3))
+            .map(|_| {
+                let id = self.living(PartitionId { topic: TopicId(rng.next() % 3), index: 0 });
+                if rng.one_in(10) {
+                    self.trim(id, rng)
+                } else {
+                    let size = 1 + rng.below(700);
+                    self.records(id, size, 1, rng)
                 }
             })
             .collect()
