@@ -143,8 +143,9 @@ fn a_store_for_other_shards_or_of_a_newer_program_is_refused() {
 /// A store that was killed with frames in its journal; where each lies, and what is true with it.
 fn journaled() -> (Image, Vec<(usize, Truth)>) {
     let disk = Disk::default();
+    let options = dunlin::storage::Options { journal_len: 256 << 10, ..OPTIONS };
     let (_, mut writer, _) =
-        Store::open_backend(disk.clone(), disk.journal(), OPTIONS).expect("a good disk");
+        Store::open_backend(disk.clone(), disk.journal(), options).expect("a good disk");
     let mut truth = Truth::new(SHARDS);
     let mut author = Author::new(&truth);
     let mut rng = Rng(3);
