@@ -107,7 +107,7 @@ pub const HANDSHAKES_PER_ADDRESS_DEFAULT: u32 = 50;
 /// Addresses whose handshakes are counted; when full, the one seen longest ago is forgotten.
 pub const HANDSHAKE_ADDRESSES_MAX: usize = 4_096;
 /// Newest batches kept in memory for readers that are at the end of their partition; older ones are read from the disk.
-pub const TAIL_CACHE_BYTES_MAX: usize = 8 * 1024 * 1024;
+pub const TAIL_CACHE_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// Topics of one page of a list: each takes at most 600 bytes, so that a page fits a control frame.
 pub const LIST_PAGE_MAX: u32 = 200;
 /// Bytes read from the log for one reader at a time: enough to keep a link busy, little enough for 1,000 readers.
