@@ -100,10 +100,6 @@ impl Idle {
         };
         clients.extend(self.many(connect).await?);
         let after = Memory::settled(broker.process_id()).await?;
-        // They are told of a node that ends, and would dial for it.
-        for client in clients {
-            client.close().await;
-        }
         Ok(self.side(before, after))
     }
 
