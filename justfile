@@ -36,6 +36,11 @@ kills n="50":
 bench *args:
     cargo run --release --quiet -- bench {{ args }}
 
+# What the broker should reach of what the machine gives, line by line: wanted and measured, in about four minutes.
+# `DUNLIN_BENCH_DIR` names the directory of the disk to measure.
+ratios:
+    cargo bench --quiet --bench ratios
+
 # A broker of its own, killed in the middle, and a verdict.
 demo *args:
     cargo run --release -- demo {{ args }}

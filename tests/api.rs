@@ -3,6 +3,7 @@
 mod bad_input;
 mod command_line;
 mod errors;
+mod expired;
 mod failures;
 mod flow;
 mod node;

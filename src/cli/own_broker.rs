@@ -1,7 +1,7 @@
 //! A broker of one's own: fresh certificates, a directory, and a child process that can be killed and started again.
 
 use std::{
-    fs,
+    fs, io,
     net::SocketAddr,
     path::{Path, PathBuf},
     process::Stdio,
@@ -10,6 +10,8 @@ use std::{
 
 use tempfile::TempDir;
 use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
     process::{Child, Command},
     time::{Instant, MissedTickBehavior, interval, timeout, timeout_at},
 };
@@ -35,6 +37,7 @@ pub struct OwnBroker {
     dir: TempDir,
     profile: Profile,
     address: Option<SocketAddr>,
+    http: Option<SocketAddr>,
     child: Option<Child>,
 }
 
@@ -63,7 +66,8 @@ impl OwnBroker {
         };
         let dir = dir.map_err(|error| Failure::runtime(format!("no directory: {error}")))?;
         let profile = make_site(dir.path())?;
-        let broker = Self { program: program.into(), dir, profile, address: None, child: None };
+        let program = program.into();
+        let broker = Self { program, dir, profile, address: None, http: None, child: None };
         broker.configure(settings)?;
         Ok(broker)
     }
@@ -97,8 +101,8 @@ impl OwnBroker {
             Failure::runtime(format!("cannot start {}: {error}", self.program.display()))
         })?;
         let child = self.child.insert(child);
-        let address = match wait_for(&address_file, child).await {
-            Ok(address) => address,
+        let (address, http) = match wait_for(&address_file, child).await {
+            Ok(addresses) => addresses,
             Err(why) => {
                 let log = fs::read_to_string(self.log_file()).unwrap_or_default();
                 let last: Vec<&str> = log.lines().rev().take(3).collect();
@@ -106,11 +110,12 @@ impl OwnBroker {
                 return Err(Failure::runtime(format!("the broker {why}: {}", last.join("; "))));
             }
         };
+        self.http = http;
         if self.address.is_none() {
             self.address = Some(address);
             self.profile.addresses = vec![reachable(address)?];
             let config = fs::read_to_string(self.config_file()).unwrap_or_default();
-            let fixed = config.replace("127.0.0.1:0", &address.to_string());
+            let fixed = config.replace(ADDRESS, &format!("address = '{address}'"));
             self.write_config(&fixed)?;
         }
         Ok(())
@@ -150,6 +155,27 @@ impl OwnBroker {
         self.child.as_ref().and_then(Child::id)
     }
 
+    /// What it answers to a `GET` of this path, such as `/metrics`: status line, headers and body.
+    ///
+    /// # Errors
+    /// If it does not run, or does not answer.
+    pub async fn http_get(&self, path: &str) -> Result<String, Failure> {
+        let Some(http) = self.http else { return Err(Failure::runtime("the broker has no HTTP")) };
+        let get = async {
+            let mut stream = TcpStream::connect(http).await?;
+            let request = format!("GET {path} HTTP/1.1\r\nhost: own\r\nconnection: close\r\n\r\n");
+            stream.write_all(request.as_bytes()).await?;
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).await?;
+            Ok::<_, io::Error>(answer)
+        };
+        match timeout(HTTP_MAX, get).await {
+            Ok(Ok(answer)) => Ok(answer),
+            Ok(Err(error)) => Err(Failure::runtime(format!("the broker's {path}: {error}"))),
+            Err(_) => Err(Failure::runtime(format!("the broker does not answer {path}"))),
+        }
+    }
+
     /// Its databases.
     #[must_use]
     pub fn data_dir(&self) -> PathBuf {
@@ -172,7 +198,7 @@ impl OwnBroker {
         let data = self.data_dir();
         self.write_config(&format!(
             "[node]\nname = 'own'\ndata_dir = '{}'\n\n\
-             [listen]\naddress = '127.0.0.1:0'\nhttp = 'off'\n\n\
+             [listen]\n{ADDRESS}\nhttp = '127.0.0.1:0'\n\n\
              [log]\nlevel = 'warn'\nformat = 'text'\n\n{settings}\n",
             data.display()
         ))
@@ -243,17 +269,19 @@ pub(super) fn make_site(dir: &Path) -> Result<Profile, Failure> {
     Ok(profile)
 }
 
-/// The address that the child writes once it serves.
-async fn wait_for(file: &Path, child: &mut Child) -> Result<SocketAddr, String> {
+/// The addresses that the child writes once it serves: of QUIC, and of HTTP if it has that.
+async fn wait_for(
+    file: &Path,
+    child: &mut Child,
+) -> Result<(SocketAddr, Option<SocketAddr>), String> {
     let deadline = Instant::now() + START_MAX;
     let mut looks = interval(LOOK_EVERY);
     looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
-        if let Some(address) = fs::read_to_string(file)
-            .ok()
-            .and_then(|text| text.lines().next().and_then(|line| line.parse().ok()))
-        {
-            return Ok(address);
+        let text = fs::read_to_string(file).unwrap_or_default();
+        let mut lines = text.lines().map(|line| line.parse().ok());
+        if let Some(address) = lines.next().flatten() {
+            return Ok((address, lines.next().flatten()));
         }
         if let Ok(Some(status)) = child.try_wait() {
             return Err(format!("ended with {status}"));
@@ -268,6 +296,9 @@ fn reachable(address: SocketAddr) -> Result<Address, Failure> {
     Address::new(&address.ip().to_string(), address.port()).map_err(Failure::runtime)
 }
 
+/// Port 0 until the first start has got one.
+const ADDRESS: &str = "address = '127.0.0.1:0'";
+const HTTP_MAX: Duration = Duration::from_secs(5);
 const START_MAX: Duration = Duration::from_secs(20);
 const STOP_MAX: Duration = Duration::from_secs(10);
 const LOOK_EVERY: Duration = Duration::from_millis(5);

@@ -20,6 +20,8 @@ use tokio::time::timeout;
 use super::Site;
 
 const SOON: Duration = Duration::from_secs(10);
+/// What bad input may cost a node: as much as two clients that use all they are allowed.
+const GROWTH_MAX: u64 = 16 * 1024 * 1024;
 
 impl Site {
     /// A connection with good manners so far: its hello is said.
@@ -32,7 +34,21 @@ impl Site {
         (endpoint, connection)
     }
 
-    async fn still_serves(&self, topic: &TopicName) {
+    /// One of the figures in the kernel's account of the node, in bytes.
+    fn memory(&self, name: &str) -> u64 {
+        let process = self.broker.process_id().unwrap();
+        let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+        line.trim().strip_suffix(" kB").unwrap().parse::<u64>().unwrap() * 1_024
+    }
+
+    /// Also in between, when it had most.
+    fn grew_little_since(&self, before: u64) {
+        let grown = self.memory("VmHWM:").saturating_sub(before);
+        assert!(grown < GROWTH_MAX, "the node grew by {grown} bytes, limit is {GROWTH_MAX}");
+    }
+
+    pub(super) async fn still_serves(&self, topic: &TopicName) {
         let publisher = self.client.publisher(topic).open().await.unwrap();
         timeout(SOON, publisher.publish(Record::new("fine"))).await.unwrap().unwrap();
     }
@@ -53,7 +69,7 @@ async fn hello(
 
 /// The code with which the node ends a stream of these bytes.
 async fn reset_code(connection: &Connection, bytes: &[u8]) -> Option<CloseCode> {
-    let (mut send, mut recv) = connection.open_bi().await.unwrap();
+    let (mut send, mut recv) = timeout(SOON, connection.open_bi()).await.unwrap().unwrap();
     send.write_all(bytes).await.unwrap();
     send.finish().unwrap();
     match timeout(SOON, recv.read_to_end(1_000)).await.unwrap() {
@@ -95,26 +111,89 @@ async fn a_version_that_nobody_speaks_closes_the_connection_with_its_code() {
 }
 
 #[tokio::test]
-async fn garbage_datagrams_and_a_client_that_opens_every_stream_harm_nobody() {
+async fn garbage_datagrams_cost_no_memory_and_harm_nobody() {
     let site = Site::start().await;
     let topic = site.topic("unharmed", 1).await;
+    site.still_serves(&topic).await;
+    let before = site.memory("VmRSS:");
     let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
     let node = site.broker.profile().addresses[0].to_string();
-    for n in 0..2_000_u32 {
-        let garbage: Vec<u8> =
+    for n in 0..20_000_u32 {
+        let mut garbage: Vec<u8> =
             (0..n % 1_400 + 1).map(|i| (i * 31 + n * 7).to_le_bytes()[0]).collect();
+        if n % 2 == 0 && garbage.len() >= 1_200 {
+            // As the first packet of a connection looks, with ids that nobody has seen, and nothing behind them.
+            garbage[..6].copy_from_slice(&[0xc3, 0, 0, 0, 1, 8]);
+        }
         socket.send_to(&garbage, &node).unwrap();
+        if n % 5_000 == 0 {
+            site.still_serves(&topic).await;
+        }
     }
+    site.still_serves(&topic).await;
+    site.grew_little_since(before);
+}
+
+#[tokio::test]
+async fn frames_without_end_and_frames_without_measure_cost_no_memory() {
+    let site = Site::start().await;
+    let topic = site.topic("unharmed", 1).await;
+    site.still_serves(&topic).await;
     let (_endpoint, connection) = site.raw().await;
     let _control = hello(&connection, PROTOCOL_VERSION).await;
-    let mut streams = Vec::new();
-    for _ in 1..STREAMS_PER_CONNECTION_DEFAULT {
-        let (mut send, recv) = connection.open_bi().await.unwrap();
-        // Half of a length: it is begun, and says nothing.
-        send.write_all(&[0x40]).await.unwrap();
-        streams.push((send, recv));
+    let before = site.memory("VmRSS:");
+    let mut oversized = BytesMut::new();
+    put_varint(&mut oversized, CONTROL_FRAME_LEN_MAX as u64 + 2);
+    oversized.extend_from_slice(&[FrameType::Request as u8]);
+    for _ in 0..2_000 {
+        let code = reset_code(&connection, &oversized).await;
+        assert_eq!(code, Some(CloseCode::FrameTooLarge));
     }
-    let more = timeout(Duration::from_millis(200), connection.open_bi()).await;
-    assert!(more.is_err(), "one more stream than is allowed must wait");
     site.still_serves(&topic).await;
+    // As long as a frame may be, and only its beginning comes.
+    let mut truncated = BytesMut::new();
+    put_varint(&mut truncated, CONTROL_FRAME_LEN_MAX as u64);
+    truncated.extend_from_slice(&[FrameType::Request as u8, 1, 2, 3]);
+    for _ in 0..2_000 {
+        let (mut send, mut recv) = timeout(SOON, connection.open_bi()).await.unwrap().unwrap();
+        send.write_all(&truncated).await.unwrap();
+        send.finish().unwrap();
+        let _ = timeout(SOON, recv.read_to_end(1_000)).await.unwrap();
+    }
+    // Another connection: on this one the last few streams that ended are not given free at once.
+    let (_endpoint, connection) = site.raw().await;
+    let _control = hello(&connection, PROTOCOL_VERSION).await;
+    let mut held = Vec::new();
+    for _ in 1..STREAMS_PER_CONNECTION_DEFAULT {
+        let (mut send, recv) = timeout(SOON, connection.open_bi()).await.unwrap().unwrap();
+        send.write_all(&truncated).await.unwrap();
+        held.push((send, recv));
+    }
+    site.still_serves(&topic).await;
+    site.grew_little_since(before);
+}
+
+#[tokio::test]
+async fn clients_that_open_every_stream_and_say_nothing_cost_little_and_harm_nobody() {
+    let site = Site::start().await;
+    let topic = site.topic("unharmed", 1).await;
+    site.still_serves(&topic).await;
+    let before = site.memory("VmRSS:");
+    let mut silent = Vec::new();
+    for _ in 0..8 {
+        let (endpoint, connection) = site.raw().await;
+        let control = hello(&connection, PROTOCOL_VERSION).await;
+        let mut streams = Vec::new();
+        for _ in 1..STREAMS_PER_CONNECTION_DEFAULT {
+            let (mut send, recv) = connection.open_bi().await.unwrap();
+            // Half of a length: it is begun, and says nothing.
+            send.write_all(&[0x40]).await.unwrap();
+            streams.push((send, recv));
+        }
+        let more = timeout(Duration::from_millis(200), connection.open_bi()).await;
+        assert!(more.is_err(), "one more stream than is allowed must wait");
+        silent.push((endpoint, connection, control, streams));
+        site.still_serves(&topic).await;
+    }
+    site.grew_little_since(before);
 }

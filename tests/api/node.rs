@@ -1,11 +1,6 @@
 //! What a node does by itself, and what it shows: retention, a full disk, metrics and health.
 
-use std::{
-    fs,
-    io::{Read, Write},
-    net::TcpStream,
-    time::Duration,
-};
+use std::{fs, time::Duration};
 
 use dunlin::client::{
     Change, Client, Code, Event, Offset, Position, PublishError, Record, RetentionChange,
@@ -19,7 +14,7 @@ const DEADLINE: Duration = Duration::from_secs(30);
 
 impl Site {
     /// Restarts the node with other lines in its configuration.
-    async fn reconfigure(&mut self, change: impl FnOnce(String) -> String) {
+    pub(super) async fn reconfigure(&mut self, change: impl FnOnce(String) -> String) {
         self.broker.stop().await.unwrap();
         let file = self.broker.dir().join("dunlin.toml");
         fs::write(&file, change(fs::read_to_string(&file).unwrap())).unwrap();
@@ -28,24 +23,13 @@ impl Site {
     }
 
     /// Asks the node's HTTP listener.
-    fn get(&self, path: &str) -> String {
-        let addresses = fs::read_to_string(self.broker.dir().join("address")).unwrap();
-        let http = addresses.lines().nth(1).expect("the second line is the HTTP address");
-        let mut stream = TcpStream::connect(http).unwrap();
-        stream.set_read_timeout(Some(DEADLINE)).unwrap();
-        write!(stream, "GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").unwrap();
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).unwrap();
-        answer
+    pub(super) async fn get(&self, path: &str) -> String {
+        self.broker.http_get(path).await.unwrap()
     }
 }
 
-fn with_http(config: String) -> String {
-    config.replace("http = 'off'", "http = '127.0.0.1:0'")
-}
-
 /// The value of one metric.
-fn metric(page: &str, name: &str) -> f64 {
+pub(super) fn metric(page: &str, name: &str) -> f64 {
     let line = page.lines().find(|line| line.split(' ').next() == Some(name));
     let value = line.and_then(|line| line.split(' ').nth(1));
     value.unwrap_or_else(|| panic!("no {name} in {page}")).parse().unwrap()
@@ -58,7 +42,7 @@ async fn a_low_disk_refuses_publishes_and_goes_on_serving_reads() {
     let publisher = site.client.publisher(&topic).open().await.unwrap();
     publisher.publish(Record::new("before")).await.unwrap();
     publisher.close().await.unwrap();
-    let mark = |config| with_http(config) + "\n[storage]\nlow_space = '1TiB'\n";
+    let mark = |config| config + "\n[storage]\nlow_space = '1TiB'\n";
     site.reconfigure(mark).await;
 
     let publisher =
@@ -69,17 +53,16 @@ async fn a_low_disk_refuses_publishes_and_goes_on_serving_reads() {
     let records: Vec<_> = site.read_all(&topic).await.iter().map(text).collect();
     assert_eq!(records, ["before"]);
 
-    assert!(site.get("/readyz").starts_with("HTTP/1.1 503"), "it cannot take publishes");
-    assert!(site.get("/healthz").starts_with("HTTP/1.1 200"), "and need not be restarted");
-    let page = site.get("/metrics");
+    assert!(site.get("/readyz").await.starts_with("HTTP/1.1 503"), "it cannot take publishes");
+    assert!(site.get("/healthz").await.starts_with("HTTP/1.1 200"), "and need not be restarted");
+    let page = site.get("/metrics").await;
     assert_eq!(metric(&page, "dunlin_disk_low"), 1.0);
     assert!(metric(&page, "dunlin_publish_refused_total{code=\"DiskFull\"}") >= 1.0);
 }
 
 #[tokio::test]
 async fn what_retention_lets_go_is_gone_for_readers_and_freed_on_the_disk() {
-    let mut site = Site::start().await;
-    site.reconfigure(with_http).await;
+    let site = Site::start().await;
     let topic = site.topic("short", 1).await;
     let publisher = site.client.publisher(&topic).batch_bytes(20_000).open().await.unwrap();
     let value = vec![b'x'; 1_000];
@@ -87,7 +70,7 @@ async fn what_retention_lets_go_is_gone_for_readers_and_freed_on_the_disk() {
         drop(publisher.send(Record::new(value.clone())).await.unwrap());
     }
     publisher.close().await.unwrap();
-    assert!(metric(&site.get("/metrics"), "dunlin_log_live_bytes") > 2e7);
+    assert!(metric(&site.get("/metrics").await, "dunlin_log_live_bytes") > 2e7);
     let change = RetentionChange { records: Change::Set(100), ..RetentionChange::default() };
     site.client.topics().set_retention(&topic, change).await.unwrap();
 
@@ -95,7 +78,7 @@ async fn what_retention_lets_go_is_gone_for_readers_and_freed_on_the_disk() {
     let mut ticks = interval(Duration::from_millis(50));
     loop {
         ticks.tick().await;
-        let page = site.get("/metrics");
+        let page = site.get("/metrics").await;
         let freed = metric(&page, "dunlin_log_collected_bytes_total") > 1.5e7;
         if freed && metric(&page, "dunlin_log_live_bytes") < 1e6 {
             break;
@@ -116,17 +99,16 @@ async fn what_retention_lets_go_is_gone_for_readers_and_freed_on_the_disk() {
 
 #[tokio::test]
 async fn a_quiet_node_says_that_it_is_ready_and_counts_what_it_did() {
-    let mut site = Site::start().await;
-    site.reconfigure(with_http).await;
+    let site = Site::start().await;
     let topic = site.topic("counted", 1).await;
     let publisher = site.client.publisher(&topic).open().await.unwrap();
     publisher.publish(Record::new("one")).await.unwrap();
     let mut subscriber =
         site.client.subscribe(&topic).from(Position::Earliest).open().await.unwrap();
     assert!(matches!(subscriber.next_event().await, Some(Ok(Event::Record(_)))));
-    assert!(site.get("/readyz").ends_with("ready\n"));
-    assert!(site.get("/nothing").starts_with("HTTP/1.1 404"));
-    let page = site.get("/metrics");
+    assert!(site.get("/readyz").await.ends_with("ready\n"));
+    assert!(site.get("/nothing").await.starts_with("HTTP/1.1 404"));
+    let page = site.get("/metrics").await;
     assert_eq!(metric(&page, "dunlin_publish_records_total"), 1.0);
     assert_eq!(metric(&page, "dunlin_deliver_records_total"), 1.0);
     assert_eq!(metric(&page, "dunlin_connections"), 1.0);

@@ -1,98 +1,144 @@
-//! What the machine gives without a broker: the disk by append and flush, the network by a bare QUIC echo.
+//! What the machine gives without a broker: the disk by append and flush, the database and the network by the bare libraries.
 
 use std::{
-    fs::{self, File},
-    io::{self, Write as _},
+    fs,
     net::SocketAddr,
-    path::Path,
-    sync::Arc,
+    path::{Path, PathBuf},
     time::Duration,
 };
 
 use tempfile::TempDir;
 use tokio::{
     process::{Child, ChildStdin, Command},
-    time::{Instant, interval, timeout},
+    time::{interval, timeout},
 };
 
+mod bare;
+mod disk;
+mod download;
 mod echo;
 
-pub(super) use self::echo::serve;
+pub(super) use self::bare::serve;
 use super::{
-    payload::Payloads,
     plan::{Combination, Load},
-    stats::{Latencies, Percentiles, per_second},
+    stats::Percentiles,
 };
 use crate::{
     cli::{exit::Failure, own_broker},
     client::Profile,
 };
 
-/// What one of the two gave.
+/// What one of them gave.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Floor {
     pub(super) bytes_per_second: f64,
-    /// Of one write with its flush, or of one frame until its ack.
+    /// Of one write with its flush, of one commit, or of one frame until its ack.
     pub(super) latency: Percentiles,
 }
 
-/// Appends `chunk` bytes and flushes them, again and again, to a new file in `dir`. Blocks.
-pub(super) fn append(dir: &Path, chunk: usize, lasting: Duration) -> io::Result<Floor> {
-    let mut file: File = tempfile::tempfile_in(dir)?;
-    // Made before the clock runs: the copying would be a good part of what a large chunk takes.
-    let bytes = Payloads::new(chunk, 1).next(Duration::ZERO);
-    let mut latencies = Latencies::new();
-    let begun = Instant::now();
-    let mut writes = 0;
-    while begun.elapsed() < lasting {
-        let before = Instant::now();
-        file.write_all(&bytes)?;
-        file.sync_data()?;
-        latencies.add(before.elapsed());
-        writes += 1;
-    }
-    Ok(Floor {
-        bytes_per_second: per_second(writes * chunk as u64, begun.elapsed()),
-        latency: latencies.percentiles().unwrap_or_default(),
-    })
+/// All that stand beside one run of a combination.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Floors {
+    /// Appends of [`CHUNK`] bytes.
+    pub(super) append_chunks: Floor,
+    /// Appends of all that is in flight.
+    pub(super) append: Floor,
+    /// Commits of all that is in flight.
+    pub(super) redb: Floor,
+    /// Frames up, acks down.
+    pub(super) echo: Floor,
 }
 
-/// A process that answers each frame with 24 bytes, by nothing but quinn.
+impl Floors {
+    /// Measures all of them, one after the other.
+    pub(super) async fn measure(
+        dir: &Path,
+        quinn: &BareQuinn,
+        row: Combination,
+        load: &Load,
+    ) -> Result<Self, Failure> {
+        let lasting = load.lasting.min(FLOOR_MAX);
+        let bytes = load.commit_bytes(row);
+        let append = on_disk(dir, move |dir| disk::append(dir, bytes, lasting)).await?;
+        let append_chunks = match bytes {
+            CHUNK => append,
+            _ => on_disk(dir, move |dir| disk::append(dir, CHUNK, lasting)).await?,
+        };
+        let redb = on_disk(dir, move |dir| disk::redb(dir, bytes, lasting)).await?;
+        let echo = quinn.echo(row, load, lasting).await?;
+        Ok(Self { append_chunks, append, redb, echo })
+    }
+}
+
+async fn on_disk<E: std::fmt::Display + Send + 'static>(
+    dir: &Path,
+    measure: impl FnOnce(&Path) -> Result<Floor, E> + Send + 'static,
+) -> Result<Floor, Failure> {
+    let dir: PathBuf = dir.into();
+    let measured = tokio::task::spawn_blocking(move || {
+        measure(&dir).map_err(|error| format!("cannot write to {}: {error}", dir.display()))
+    });
+    measured.await.map_err(Failure::runtime)?.map_err(Failure::runtime)
+}
+
+/// A process that serves by nothing but quinn, with the TLS and the limits of a node.
 #[derive(Debug)]
-pub(super) struct Echo {
+pub(super) struct BareQuinn {
     profile: Profile,
     address: SocketAddr,
-    _child: Child,
+    child: Child,
     /// The child ends when this end of its pipe goes away, however we end.
     _stdin: Option<ChildStdin>,
     _dir: TempDir,
 }
 
-impl Echo {
+impl BareQuinn {
     pub(super) async fn start(program: &Path) -> Result<Self, Failure> {
-        let dir = tempfile::Builder::new().prefix("dunlin-echo-").tempdir();
+        let dir = tempfile::Builder::new().prefix("dunlin-quinn-").tempdir();
         let dir = dir.map_err(|error| Failure::runtime(format!("no directory: {error}")))?;
         let profile = own_broker::make_site(dir.path())?;
         let mut command = Command::new(program);
-        command.args(["bench", "--echo"]).arg(dir.path()).stdin(std::process::Stdio::piped());
+        command.args(["bench", "bare"]).arg(dir.path()).stdin(std::process::Stdio::piped());
         let child = command.kill_on_drop(true).spawn();
         let mut child =
-            child.map_err(|error| Failure::runtime(format!("cannot start the echo: {error}")))?;
+            child.map_err(|error| Failure::runtime(format!("cannot start bare quinn: {error}")))?;
         let stdin = child.stdin.take();
         let address = timeout(START_MAX, address_in(&dir.path().join(ADDRESS_FILE))).await;
-        let address = address.map_err(|_| Failure::runtime("the echo process did not start"))?;
-        Ok(Self { profile, address, _child: child, _stdin: stdin, _dir: dir })
+        let address = address.map_err(|_| Failure::runtime("bare quinn did not start"))?;
+        Ok(Self { profile, address, child, _stdin: stdin, _dir: dir })
     }
 
-    /// Sends frames of the size of `row`, each of one record, as many in flight as the producers have together.
-    pub(super) async fn run(
+    /// The process, while it runs.
+    pub(super) fn process_id(&self) -> Option<u32> {
+        self.child.id()
+    }
+
+    /// A connection to it that does nothing yet.
+    pub(super) async fn connect(&self) -> Result<(quinn::Endpoint, quinn::Connection), Failure> {
+        bare::connect(&self.profile.credentials(), self.address).await
+    }
+
+    /// Sends frames as the producers of `row` do, over as many connections, as much in flight.
+    async fn echo(
         &self,
         row: Combination,
         load: &Load,
         lasting: Duration,
     ) -> Result<Floor, Failure> {
-        let credentials = Arc::new(self.profile.credentials());
-        echo::run(&credentials, self.address, row, load.producers, lasting).await
+        let frames = echo::Frames::of(row, load);
+        let mut clients = Vec::new();
+        for _ in 0..row.producers {
+            clients.push(self.connect().await?);
+        }
+        echo::run(clients, frames, lasting).await
+    }
+
+    /// Takes so many bytes in frames of `frame_len` bytes, on one stream. Returns bytes per second.
+    pub(super) async fn download(&self, bytes: u64, frame_len: usize) -> Result<f64, Failure> {
+        let (_endpoint, connection) = self.connect().await?;
+        download::run(&connection, bytes, frame_len)
+            .await
+            .map_err(|error| Failure::runtime(format!("the bare download failed: {error}")))
     }
 }
 
@@ -108,18 +154,9 @@ async fn address_in(file: &Path) -> SocketAddr {
     }
 }
 
+/// Bytes of an append that stands for a batch with a flush of its own.
+const CHUNK: usize = 64 * 1024;
 const ADDRESS_FILE: &str = "address";
 const START_MAX: Duration = Duration::from_secs(10);
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn appends_are_counted_and_leave_nothing() {
-        let dir = tempfile::tempdir().expect("a temporary directory");
-        let floor = append(dir.path(), 4_096, Duration::from_millis(20)).expect("written");
-        assert!(floor.bytes_per_second > 0.0 && floor.latency.p50_us > 0.0);
-        assert_eq!(fs::read_dir(dir.path()).expect("there").count(), 0);
-    }
-}
+/// Of each: longer fills the disk, and says no more.
+const FLOOR_MAX: Duration = Duration::from_secs(1);

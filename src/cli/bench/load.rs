@@ -70,10 +70,10 @@ pub(super) async fn run(
         subscribers.push(client.subscribe(&topics[load.topic_of_reader(reader)]).open().await?);
     }
     let mut publishers = Vec::new();
-    for producer in 0..load.producers {
+    for producer in 0..row.producers {
         let client = Client::connect(profile).await?;
         let mut mine = Vec::new();
-        for topic in load.topics_of_producer(producer) {
+        for topic in load.topics_of_producer(row, producer) {
             mine.push(open(&client, &topics[topic], row, load).await?);
         }
         publishers.push(mine);
@@ -197,12 +197,8 @@ impl Producer {
                 waited = wait(&mut timer, &pause, window) => waited?,
             }
         }
-        let topics = self.load.topics_of_producer(self.index);
-        let count = topics.len() as u64;
-        let acked = |place: usize| {
-            let place = place as u64;
-            self.tally.all / count + u64::from(place < self.tally.all % count)
-        };
+        let topics = self.load.topics_of_producer(self.row, self.index);
+        let acked = |place| self.load.count_at(place, self.tally.all, topics.len());
         let by_topic = topics.iter().enumerate().map(|(i, topic)| (*topic, acked(i))).collect();
         for publisher in self.publishers {
             publisher.close().await?;
@@ -218,7 +214,7 @@ impl Producer {
                 return Ok(Pause::Acks);
             }
             let now = window.now();
-            let due = match self.load.due(self.index, *number) {
+            let due = match self.load.due(self.row, self.index, *number) {
                 Some(after) => window.start + after,
                 None => now.max(window.start),
             };
@@ -228,8 +224,7 @@ impl Producer {
             if due > now {
                 return Ok(Pause::Until(due));
             }
-            let place = *number % self.publishers.len() as u64;
-            let publisher = &self.publishers[usize::try_from(place).unwrap_or_default()];
+            let publisher = &self.publishers[self.load.place(*number, self.publishers.len())];
             match publisher.try_send(&Record::new(payloads.next(due)))? {
                 Some(ack) => self.waiting.push_back((due, ack)),
                 None => return Ok(Pause::Acks),

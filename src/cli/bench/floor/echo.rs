@@ -1,105 +1,63 @@
-//! Frames up, 24-byte acks down: what quinn gives with our TLS and our limits, and nothing of our own on top.
-//!
-//! The first 8 bytes of a stream say how long its frames are. Acks are sent together, as many as there are after a read;
-//! frames are written together, as many as there is room for.
+//! Frames up, 24-byte acks down: publishing without a broker. Frames are written together, as many as there is room for.
 
-use std::{collections::VecDeque, fs, io, net::SocketAddr, path::Path, sync::Arc, time::Duration};
+use std::{collections::VecDeque, io, time::Duration};
 
 use bytes::{Bytes, BytesMut};
 use quinn::{Connection, Endpoint};
 use tokio::{
-    io::AsyncReadExt as _,
     task::JoinSet,
     time::{Instant, timeout},
 };
 
-use super::ADDRESS_FILE;
+use super::{
+    Floor,
+    bare::{self, ACK_LEN, CHUNKS, Use},
+};
 use crate::{
     cli::{
         bench::{
-            floor::Floor,
             payload::Payloads,
-            plan::Combination,
+            plan::{Combination, Load},
             stats::{Latencies, per_second},
         },
         exit::Failure,
-        now,
-    },
-    net::{
-        ConnectionLimits, Credentials,
-        authority::NODE_SERVER_NAME,
-        endpoint,
-        tls::{self, ALPN_CLIENT, ClientAuth},
     },
     wire::{Publish, batch::BATCH_HEADER_LEN},
 };
 
-/// Serves until standard input ends: its owner is gone.
-pub(in crate::cli::bench) async fn serve(dir: &Path) -> Result<(), Failure> {
-    let credentials = Credentials::of_node(&dir.join("data/pki")).map_err(Failure::config)?;
-    let tls = tls::server_config(&credentials, ClientAuth::Required, &[ALPN_CLIENT], now())
-        .map_err(Failure::config)?;
-    let address = SocketAddr::from(([127, 0, 0, 1], 0));
-    let limits = ConnectionLimits::default();
-    let secret = credentials.reset_secret().map_err(Failure::config)?;
-    let endpoint = endpoint::server(address, Arc::new(tls), &limits, &secret);
-    let endpoint = endpoint.map_err(Failure::runtime)?;
-    let address = endpoint.local_addr().map_err(Failure::runtime)?;
-    fs::write(dir.join(ADDRESS_FILE), format!("{address}\n")).map_err(Failure::runtime)?;
-    let mut connections = JoinSet::new();
-    let owner = async {
-        let mut byte = [0];
-        while tokio::io::stdin().read(&mut byte).await.is_ok_and(|read| read > 0) {}
-    };
-    tokio::pin!(owner);
-    loop {
-        tokio::select! {
-            Some(incoming) = endpoint.accept() => drop(connections.spawn(async move {
-                // A connection that ends is the end of its run.
-                let _ = async { answer(incoming.await?).await }.await;
-            })),
-            () = &mut owner => return Ok(()),
-        }
+/// What each connection sends.
+#[derive(Clone, Debug)]
+pub(super) struct Frames {
+    frame: Bytes,
+    /// Bytes of the records' values in one.
+    payload: usize,
+    in_flight: usize,
+}
+
+impl Frames {
+    /// Frames as long as those that hold a batch of the row's records, with as many records in flight.
+    pub(super) fn of(row: Combination, load: &Load) -> Self {
+        let records = load.frame_records(row);
+        let batch_len = records * (row.size + RECORD_OVERHEAD) + BATCH_HEADER_LEN;
+        let batch = Payloads::new(batch_len, 1).next(Duration::ZERO);
+        let mut frame = BytesMut::new();
+        Publish::encode(0, &batch, &mut frame);
+        let in_flight = (row.in_flight / records).max(1);
+        Self { frame: frame.freeze(), payload: records * row.size, in_flight }
     }
 }
 
-async fn answer(connection: Connection) -> io::Result<()> {
-    let (mut output, mut input) = connection.accept_bi().await?;
-    let mut head = [0; 8];
-    input.read_exact(&mut head).await.map_err(io::Error::other)?;
-    let frame_len = u64::from_be_bytes(head).max(1);
-    let acks = Bytes::from(vec![0; ACK_LEN * ACKS_AT_ONCE]);
-    let mut bytes = 0;
-    loop {
-        let mut chunks: [Bytes; CHUNKS] = std::array::from_fn(|_| Bytes::new());
-        let Some(count) = input.read_chunks(&mut chunks).await? else { return Ok(()) };
-        bytes += chunks[..count].iter().map(|chunk| chunk.len() as u64).sum::<u64>();
-        let mut due = usize::try_from(bytes / frame_len).unwrap_or(usize::MAX);
-        bytes %= frame_len;
-        while due > 0 {
-            let now = due.min(ACKS_AT_ONCE);
-            output.write_chunk(acks.slice(..now * ACK_LEN)).await?;
-            due -= now;
-        }
-    }
-}
-
-/// Runs all producers at once, each over a connection of its own.
+/// Sends over all connections at once.
 pub(super) async fn run(
-    credentials: &Arc<Credentials>,
-    address: SocketAddr,
-    row: Combination,
-    producers: usize,
+    clients: Vec<(Endpoint, Connection)>,
+    frames: Frames,
     lasting: Duration,
 ) -> Result<Floor, Failure> {
-    let mut clients = Vec::new();
-    for _ in 0..producers {
-        clients.push(connect(credentials, address).await?);
-    }
     let mut running = JoinSet::new();
     for (endpoint, connection) in clients {
+        let frames = frames.clone();
         running.spawn(async move {
-            let result = publish(&connection, row, lasting).await;
+            let result = publish(&connection, &frames, lasting).await;
             connection.close(0u32.into(), b"");
             // Without it the other side would wait for its idle timeout.
             let _ = timeout(CLOSE_MAX, endpoint.wait_idle()).await;
@@ -115,42 +73,24 @@ pub(super) async fn run(
         latencies.merge(&mine);
     }
     Ok(Floor {
-        bytes_per_second: frames_per_second * row.size as f64,
+        bytes_per_second: frames_per_second * frames.payload as f64,
         latency: latencies.percentiles().unwrap_or_default(),
     })
 }
 
-async fn connect(
-    credentials: &Credentials,
-    address: SocketAddr,
-) -> Result<(Endpoint, Connection), Failure> {
-    let tls = tls::client_config(credentials, &[ALPN_CLIENT]).map_err(Failure::runtime)?;
-    let limits = ConnectionLimits {
-        streams_max: 0,
-        receive_window: u32::MAX,
-        ..ConnectionLimits::default()
-    };
-    let endpoint = endpoint::client(Arc::new(tls), &limits).map_err(Failure::runtime)?;
-    let connecting = endpoint.connect(address, NODE_SERVER_NAME).map_err(Failure::runtime)?;
-    let connection = connecting.await.map_err(Failure::runtime)?;
-    Ok((endpoint, connection))
-}
-
 async fn publish(
     connection: &Connection,
-    row: Combination,
+    Frames { frame, in_flight, .. }: &Frames,
     lasting: Duration,
 ) -> io::Result<(f64, Latencies)> {
-    let frame = frame(row.size);
-    let at_once = (WRITE_LEN / frame.len()).clamp(1, row.in_flight);
+    let at_once = (WRITE_LEN / frame.len()).clamp(1, *in_flight);
     let frames: Bytes = frame.repeat(at_once).into();
-    let (mut output, mut input) = connection.open_bi().await?;
-    output.write_all(&(frame.len() as u64).to_be_bytes()).await?;
+    let (mut output, mut input) = bare::open(connection, Use::Upload, frame.len()).await?;
     let mut flight = Flight::default();
     let begun = Instant::now();
     let mut chunks: [Bytes; CHUNKS] = std::array::from_fn(|_| Bytes::new());
     while begun.elapsed() < lasting {
-        let room = row.in_flight - flight.frames;
+        let room = in_flight - flight.frames;
         if room > 0 {
             let now = room.min(at_once);
             flight.sent(now, begun.elapsed());
@@ -219,19 +159,6 @@ impl Flight {
     }
 }
 
-/// A publish frame as long as one that holds a batch of one record of this size.
-fn frame(size: usize) -> Bytes {
-    let batch = Payloads::new(size + BATCH_HEADER_LEN + RECORD_OVERHEAD, 1).next(Duration::ZERO);
-    let mut frame = BytesMut::new();
-    Publish::encode(0, &batch, &mut frame);
-    frame.freeze()
-}
-
-/// Bytes of an ack with its head.
-const ACK_LEN: usize = 24;
-const ACKS_AT_ONCE: usize = 1_024;
-/// Packets taken from a stream at once, as the client does.
-const CHUNKS: usize = 64;
 /// Bytes given to quinn at once: about a batch of the client.
 const WRITE_LEN: usize = 64 * 1024;
 /// Timestamp, no key, length of the value, no headers.
