@@ -21,7 +21,7 @@ fn main() {
     let load = fs::read_to_string("/proc/loadavg").unwrap_or_default();
     let load = load.split(' ').next().unwrap_or("unknown");
     println!("load of the machine before: {load}; others that use it make all figures worthless\n");
-    println!("{:60} {:>8} {:>9}  FIGURES", "1 KiB records; median of 5 runs", "WANTED", "MEASURED");
+    println!("{:62} {:>8} {:>9}  FIGURES", "1 KiB records; median of 5 runs", "WANTED", "MEASURED");
     for topics in ["1", "100"] {
         batches(topics);
     }
@@ -182,7 +182,7 @@ fn line(name: &str, wanted: Wanted, measured: f64, figures: &str) {
         Wanted::AtMost(wanted) => ("<=", wanted, measured <= wanted),
     };
     let mark = if good { ' ' } else { '!' };
-    println!("{name:60} {:>8} {measured:>8.2}{mark}  {figures}", format!("{sign} {wanted}"));
+    println!("{name:62} {:>8} {measured:>8.2}{mark}  {figures}", format!("{sign} {wanted}"));
 }
 
 /// One measurement, as JSON.
