@@ -64,23 +64,25 @@ fn batches(topics: &str) {
 
 /// One in flight, by one producer and by 64.
 fn single_records() {
-    let report = bench(&[
-        "--local",
-        "--floor",
-        "--seconds",
-        "1",
-        "--repeat",
-        RUNS,
-        "--in-flight",
-        "1",
-        "--producers",
-        "1,64",
-    ]);
-    let [one, all] = [&report["rows"][0], &report["rows"][1]];
-    let rates = [one, all].map(|row| number(row, "/publish/records_per_second"));
-    let figures = format!("{:.0} and {:.0} records/s", rates[0], rates[1]);
-    let name = "64 producers with one record in flight each: of one alone";
-    line(name, Wanted::AtLeast(20.0), number(all, "/of_first"), &figures);
+    let args = ["--local", "--floor", "--seconds", "1", "--repeat", RUNS, "--in-flight", "1"];
+    let of_one = |more: &[&str]| {
+        let report = bench(&[&args, &["--producers", "1,64"], more].concat());
+        let [one, all] = [report["rows"][0].clone(), report["rows"][1].clone()];
+        let rates = [&one, &all].map(|row| number(row, "/publish/records_per_second"));
+        let echo = floor(&all, "echo") * 1e6 / 1024.0;
+        let [one_rate, rate] = rates;
+        (
+            one,
+            number(&all, "/of_first"),
+            format!("{one_rate:.0} and {rate:.0} records/s, quinn {echo:.0}"),
+        )
+    };
+    let (one, ratio, figures) = of_one(&["--connections", "1"]);
+    let name = "64 producers, one record in flight each, sharing a connection: of one";
+    line(name, Wanted::AtLeast(20.0), ratio, &figures);
+    let (_, ratio, figures) = of_one(&[]);
+    line("  each with a connection of its own", Wanted::AtLeast(20.0), ratio, &figures);
+    let one = &one;
     let figures = format!(
         "ack {:.0} us, fdatasync {:.0}, round trip {:.0}",
         number(one, "/publish/latency/p50_us"),
@@ -182,7 +184,7 @@ fn line(name: &str, wanted: Wanted, measured: f64, figures: &str) {
         Wanted::AtMost(wanted) => ("<=", wanted, measured <= wanted),
     };
     let mark = if good { ' ' } else { '!' };
-    println!("{name:62} {:>8} {measured:>8.2}{mark}  {figures}", format!("{sign} {wanted}"));
+    println!("{name:70} {:>8} {measured:>8.2}{mark}  {figures}", format!("{sign} {wanted}"));
 }
 
 /// One measurement, as JSON.

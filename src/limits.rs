@@ -83,6 +83,9 @@ pub const HTTP_PORT_DEFAULT: u16 = 7441;
 pub const PUBLISH_WINDOW_BATCHES: u32 = 4_096;
 /// Bytes of one connection that may wait for their ack, over all its publish streams.
 pub const PUBLISH_WINDOW_BYTES: u32 = 4 * 1024 * 1024;
+/// Bytes that the frames of one connection may take that have begun and not ended, over all its streams. More wait, and
+/// are refused with `Timeout` after `REQUEST_TIMEOUT`: waiting alone could stop the frames that others wait for.
+pub const UNFINISHED_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// A connection without any packet for this long is dead.
 pub const IDLE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How often a side that hears nothing asks: a third of the idle timeout, so that two lost packets do not kill.

@@ -110,6 +110,9 @@ impl ConnectError {
             }
             Self::Fault { fault, .. } => return fault.hint.clone(),
             Self::NoAddress => "name a node by --server HOST:PORT or in the profile",
+            Self::NotThisSite { why, .. } if why.contains("xpired") => {
+                "renew the node's certificate; if it is new, compare the clocks"
+            }
             Self::NotThisSite { .. } => "use a profile of the site that this node belongs to",
             Self::Protocol { .. } => "check host and port",
             Self::Resolve { .. } => "check the spelling, or give an IP address",
@@ -369,6 +372,8 @@ impl From<FrameError> for StreamError {
         match error {
             FrameError::Bad(error) => error.into(),
             FrameError::Read(error) => Self::Lost(error.to_string()),
+            // Readers of a client have no such limit.
+            FrameError::NoRoom => Self::Lost(error.to_string()),
         }
     }
 }

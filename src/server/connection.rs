@@ -19,7 +19,7 @@ use super::{
 use crate::{
     limits::{
         BATCH_LEN_MAX, CONTROL_FRAME_LEN_MAX, DRAIN_MAX, HELLO_TIMEOUT, REQUEST_TIMEOUT,
-        REQUESTS_PER_CONNECTION_MAX,
+        REQUESTS_PER_CONNECTION_MAX, UNFINISHED_BYTES_MAX,
     },
     net::{Handshakes, Identity, frames::FrameReader},
     types::{NodeName, SiteName, TopicSettings},
@@ -56,6 +56,8 @@ struct Client {
     streams: TaskTracker,
     requests: Arc<Semaphore>,
     inflight_bytes: Arc<Semaphore>,
+    /// What frames may hold that are not here whole, over all streams.
+    unfinished_bytes: Arc<Semaphore>,
 }
 
 /// Takes connections until the endpoint closes or the node stops.
@@ -143,6 +145,7 @@ impl Client {
             streams: TaskTracker::new(),
             requests: Arc::new(Semaphore::new(REQUESTS_PER_CONNECTION_MAX as usize)),
             inflight_bytes: Arc::new(Semaphore::new(inflight)),
+            unfinished_bytes: Arc::new(Semaphore::new(UNFINISHED_BYTES_MAX)),
         }))
     }
 
@@ -256,7 +259,7 @@ impl Client {
 
     /// Serves one stream: its first frame says what it is for.
     async fn stream(&self, mut output: SendStream, input: RecvStream) {
-        let mut input = FrameReader::new(input);
+        let mut input = FrameReader::within(input, Arc::clone(&self.unfinished_bytes));
         let first = tokio::select! {
             first = timeout(REQUEST_TIMEOUT, input.next()) => first,
             () = self.shared.stopping.cancelled() => {

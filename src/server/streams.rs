@@ -68,6 +68,11 @@ pub(super) async fn end(output: &mut SendStream, error: StreamError) {
             BadFrame::UnknownType(_) => CloseCode::UnknownFrame,
             BadFrame::Empty | BadFrame::Truncated => CloseCode::Protocol,
         },
+        StreamError::Frame(error @ FrameError::NoRoom) => {
+            let fault = Fault::new(Code::Timeout, error.to_string());
+            let _ = fail(output, fault.with_hint("end the frames that were begun first")).await;
+            return;
+        }
         StreamError::Frame(FrameError::Read(_)) | StreamError::Write(_) => CloseCode::Unwanted,
     };
     // Refused only when the stream has ended already.

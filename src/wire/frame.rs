@@ -112,10 +112,15 @@ pub enum BadFrame {
     Truncated,
 }
 
+/// A varint and the type.
+const FRAME_HEAD_LEN_MAX: usize = 9;
+
 /// Cuts the bytes of a stream into frames. Holds at most one frame and what came behind it in the same packet.
 #[derive(Debug, Default)]
 pub struct FrameDecoder {
     buffer: BytesMut,
+    /// Length of the body of a frame whose head is here.
+    expected: Option<usize>,
 }
 
 impl FrameDecoder {
@@ -125,8 +130,17 @@ impl FrameDecoder {
         Self::default()
     }
 
+    /// Length of the body that is not here whole, if its head is. Room for it is taken when more of it comes.
+    #[must_use]
+    pub fn expected(&self) -> Option<usize> {
+        self.expected
+    }
+
     /// Takes bytes as they came from the stream.
     pub fn push(&mut self, bytes: &[u8]) {
+        if let Some(len) = self.expected {
+            self.buffer.reserve((len + FRAME_HEAD_LEN_MAX).saturating_sub(self.buffer.len()));
+        }
         self.buffer.extend_from_slice(bytes);
     }
 
@@ -148,9 +162,10 @@ impl FrameDecoder {
             _ => return Err(BadFrame::TooLarge { len, max }),
         };
         if peek.len() <= body_len {
-            self.buffer.reserve(body_len + 1 - peek.len());
+            self.expected = Some(body_len);
             return Ok(None);
         }
+        self.expected = None;
         let head_len = self.buffer.len() - peek.len() + 1;
         self.buffer.advance(head_len);
         Ok(Some(Frame { kind, body: self.buffer.split_to(body_len).freeze() }))

@@ -5,7 +5,7 @@ use std::{net::UdpSocket, sync::Arc, time::Duration};
 use bytes::BytesMut;
 use dunlin::{
     client::{Record, TopicName},
-    limits::{CONTROL_FRAME_LEN_MAX, STREAMS_PER_CONNECTION_DEFAULT},
+    limits::{CONTROL_FRAME_LEN_MAX, STREAMS_PER_CONNECTION_DEFAULT, UNFINISHED_BYTES_MAX},
     net::{
         ConnectionLimits,
         authority::NODE_SERVER_NAME,
@@ -171,6 +171,38 @@ async fn frames_without_end_and_frames_without_measure_cost_no_memory() {
     }
     site.still_serves(&topic).await;
     site.grew_little_since(before);
+}
+
+#[tokio::test]
+async fn large_frames_that_never_end_hold_what_a_connection_may_hold() {
+    let site = Site::start().await;
+    let topic = site.topic("unharmed", 1).await;
+    site.still_serves(&topic).await;
+    let (_endpoint, connection) = site.raw().await;
+    let _control = hello(&connection, PROTOCOL_VERSION).await;
+    let before = site.memory("VmRSS:");
+    let mut unfinished = BytesMut::new();
+    put_varint(&mut unfinished, CONTROL_FRAME_LEN_MAX as u64);
+    unfinished.extend_from_slice(&[FrameType::Request as u8]);
+    unfinished.resize(CONTROL_FRAME_LEN_MAX - 10, 7);
+    let (mut held, mut sent) = (Vec::new(), 0);
+    for _ in 1..STREAMS_PER_CONNECTION_DEFAULT {
+        let (mut send, recv) = timeout(SOON, connection.open_bi()).await.unwrap().unwrap();
+        let written = timeout(Duration::from_secs(1), send.write_all(&unfinished)).await;
+        held.push((send, recv));
+        if written.is_err() {
+            break;
+        }
+        sent += unfinished.len();
+    }
+    let window = ConnectionLimits::default().receive_window as usize;
+    let most = UNFINISHED_BYTES_MAX + window + CONTROL_FRAME_LEN_MAX;
+    // What this side has buffered counts as sent, too.
+    assert!(sent <= most + ConnectionLimits::default().send_window as usize, "took {sent} bytes");
+    assert!(sent >= UNFINISHED_BYTES_MAX / 2, "refused after {sent} bytes already");
+    site.still_serves(&topic).await;
+    let grown = site.memory("VmHWM:").saturating_sub(before);
+    assert!(grown < most as u64 + GROWTH_MAX, "the node grew by {grown} bytes");
 }
 
 #[tokio::test]

@@ -127,7 +127,7 @@ impl BareQuinn {
     ) -> Result<Floor, Failure> {
         let frames = echo::Frames::of(row, load);
         let mut clients = Vec::new();
-        for _ in 0..row.producers {
+        for _ in 0..load.connections(row) {
             clients.push(self.connect().await?);
         }
         echo::run(clients, frames, lasting).await

@@ -70,11 +70,15 @@ pub(super) async fn run(
         subscribers.push(client.subscribe(&topics[load.topic_of_reader(reader)]).open().await?);
     }
     let mut publishers = Vec::new();
+    let mut clients = Vec::new();
+    for _ in 0..load.connections(row) {
+        clients.push(Client::connect(profile).await?);
+    }
     for producer in 0..row.producers {
-        let client = Client::connect(profile).await?;
+        let client = &clients[producer % clients.len()];
         let mut mine = Vec::new();
         for topic in load.topics_of_producer(row, producer) {
-            mine.push(open(&client, &topics[topic], row, load).await?);
+            mine.push(open(client, &topics[topic], row, load).await?);
         }
         publishers.push(mine);
     }

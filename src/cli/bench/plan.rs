@@ -15,7 +15,6 @@ pub(super) struct Combination {
     pub(super) size: usize,
     /// Records of one producer that wait for their ack.
     pub(super) in_flight: usize,
-    /// Connections that publish.
     pub(super) producers: usize,
     pub(super) acks: Acks,
 }
@@ -24,6 +23,8 @@ pub(super) struct Combination {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Load {
     pub(super) topics: usize,
+    /// Connections that producers share; each has its own where none is given.
+    pub(super) connections: Option<usize>,
     pub(super) partitions: u32,
     /// Records in a row of one producer to one topic.
     pub(super) run: usize,
@@ -61,6 +62,11 @@ pub(super) fn combinations(
 }
 
 impl Load {
+    /// Connections over which the producers publish.
+    pub(super) fn connections(&self, row: Combination) -> usize {
+        self.connections.unwrap_or(row.producers).min(row.producers)
+    }
+
     /// The topics that a producer publishes to, in turn: each topic has a producer, and each producer a topic.
     pub(super) fn topics_of_producer(&self, row: Combination, producer: usize) -> Vec<usize> {
         if self.topics <= row.producers {
@@ -123,6 +129,7 @@ mod tests {
     fn load(topics: usize, run: usize, rate: Option<u64>) -> Load {
         Load {
             topics,
+            connections: None,
             partitions: 1,
             run,
             readers: 0,

@@ -44,10 +44,13 @@ pub(super) struct Publish {
     /// What acks wait for: replicated, local or none
     #[arg(long, value_name = "LEVEL", value_delimiter = ',', default_value = "replicated")]
     acks: Vec<Acks>,
-    /// Connections that publish
+    /// Producers that publish, each over a connection of its own
     #[arg(long, value_name = "N", value_delimiter = ',', default_value = "1",
         value_parser = clap::value_parser!(u16).range(1..=1_000))]
     producers: Vec<u16>,
+    /// Connections that all producers share [default: one each]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1_000))]
+    connections: Option<u16>,
     /// Connections that read, each one of the topics
     #[arg(long, value_name = "N", default_value = "0", value_parser = clap::value_parser!(u16).range(0..=1_000))]
     readers: u16,
@@ -118,7 +121,9 @@ impl Publish {
         }
         // A producer has a stream for each of its topics, and one more is the connection's own.
         let fewest = self.producers.iter().copied().min().unwrap_or(1);
-        let streams = u32::from(self.topics.div_ceil(fewest)) + 1;
+        let most = self.producers.iter().copied().max().unwrap_or(1);
+        let sharing = self.connections.map_or(1, |connections| most.div_ceil(connections));
+        let streams = u32::from(self.topics.div_ceil(fewest)) * u32::from(sharing) + 1;
         if streams > STREAMS_PER_CONNECTION_DEFAULT {
             let max = (STREAMS_PER_CONNECTION_DEFAULT - 1) * u32::from(fewest);
             let message = format!("{} topics, limit is {max} with so few producers", self.topics);
@@ -129,6 +134,7 @@ impl Publish {
         }
         Ok(Load {
             topics: self.topics.into(),
+            connections: self.connections.map(usize::from),
             partitions: self.partitions,
             run: self.run,
             readers: self.readers.into(),

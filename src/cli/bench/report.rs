@@ -383,6 +383,7 @@ mod tests {
     fn load(readers: usize) -> Load {
         Load {
             topics: 1,
+            connections: None,
             partitions: 1,
             run: 1,
             readers,

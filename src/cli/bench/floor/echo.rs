@@ -42,7 +42,7 @@ impl Frames {
         let batch = Payloads::new(batch_len, 1).next(Duration::ZERO);
         let mut frame = BytesMut::new();
         Publish::encode(0, &batch, &mut frame);
-        let in_flight = (row.in_flight / records).max(1);
+        let in_flight = (row.in_flight / records).max(1) * row.producers / load.connections(row);
         Self { frame: frame.freeze(), payload: records * row.size, in_flight }
     }
 }
