@@ -66,7 +66,7 @@ fn batches(topics: &str) {
 fn single_records() {
     let args = ["--local", "--floor", "--seconds", "1", "--repeat", RUNS, "--in-flight", "1"];
     let of_one = |more: &[&str]| {
-        let report = bench(&[&args, &["--producers", "1,64"], more].concat());
+        let report = bench(&[&args[..], &["--producers", "1,64"], more].concat());
         let [one, all] = [report["rows"][0].clone(), report["rows"][1].clone()];
         let rates = [&one, &all].map(|row| number(row, "/publish/records_per_second"));
         let echo = floor(&all, "echo") * 1e6 / 1024.0;

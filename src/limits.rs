@@ -50,8 +50,8 @@ pub const COMMIT_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// Most bytes that may wait for the commit thread, all shards together. Publish streams stop reading when it is full,
 /// and QUIC flow control slows the producers.
 pub const COMMIT_QUEUE_BYTES_MAX: usize = 16 * 1024 * 1024;
-/// Length of the journal, in which small commits become durable before they move into the log in bulk: half of it holds
-/// what waits, a commit of more than a 32nd goes straight into the log.
+/// Length of the journal, in which small commits become durable before they move into the log in bulk: one half is
+/// written while what the other holds moves.
 pub const JOURNAL_LEN: usize = 8 * 1024 * 1024;
 /// Row size of the packed log: redb rounds a row up to a power of two of its 4 KiB pages, with 64 bytes for its own use.
 pub const ROW_LEN_MAX: usize = 64 * 1024 - 64;

@@ -30,12 +30,14 @@ use crate::wire::Entry;
 const MAGIC: &[u8; 8] = b"dunlinJ1";
 const PAGE: usize = 4096;
 const FRAME_HEADER: usize = 24;
-/// A larger commit goes straight into the database: there the flushes are not what it costs, and the journal would
-/// have each byte written twice. As a part of the journal: 256 KiB with the default size.
+/// A larger commit goes straight into the database: the journal would have each byte written twice, and from about here
+/// on that is more than what the database writes besides.
+const COMMIT_MAX: usize = 48 * 1024;
+/// The same as a part of a small journal.
 const COMMIT_SHARE: usize = 32;
-/// Bytes of entries with which a half is ripe to move, as a part of the journal: 1 MiB with the default size. Much less
+/// Bytes of entries with which a half is ripe to move, as a part of the journal: 2 MiB with the default size. Much less
 /// would cost too many pages of the database, much more would keep readers' newest records in memory twice.
-const RIPE_SHARE: usize = 8;
+const RIPE_SHARE: usize = 4;
 /// Smallest journal, in pages: one for the header, and one for a frame in each half.
 const PAGES_MIN: usize = 3;
 
@@ -132,7 +134,8 @@ impl Journal {
 
     /// Tells whether a commit of `bytes` should go into the journal at all.
     pub(super) fn takes(&self, bytes: usize) -> bool {
-        bytes <= self.len / COMMIT_SHARE && self.begin(0) + frame_len(bytes) <= self.end(0)
+        bytes <= COMMIT_MAX.min(self.len / COMMIT_SHARE)
+            && self.begin(0) + frame_len(bytes) <= self.end(0)
     }
 
     /// Tells whether it fits into the half that is written.
