@@ -92,7 +92,7 @@ pub const FLOOR_INTERVAL: Duration = Duration::from_secs(5);
 pub const FLOOR_INTERVAL_ALONE: Duration = Duration::from_millis(200);
 /// A replica that was removed must have kept pace for [`LAG_MAX`] before it is added again, twice as long each time, at
 /// most so many times.
-pub const REJOIN_DOUBLINGS_MAX: u32 = 6;
+pub const REJOIN_DOUBLINGS_MAX: u32 = 3;
 /// Epochs of a log whose starts are remembered: 16 KiB in a message. A replica that shares none is installed anew.
 pub const EPOCHS_REMEMBERED: usize = 1_024;
 /// Chunks of one install.

@@ -19,5 +19,80 @@
 //! | `directed` | schedules that chance misses |
 //! | `mutations` | seeded bugs, and which check finds them |
 
-pub(crate) mod rng;
-pub(crate) mod view;
+mod clients;
+mod disk;
+mod faults;
+mod ledger;
+mod metadata;
+mod network;
+mod node;
+mod plan;
+mod rest;
+mod rng;
+mod run;
+mod trace;
+mod view;
+mod world;
+
+use std::time::Instant;
+
+use plan::Plan;
+
+/// Steps with faults of one run.
+const STEPS: u64 = 3_000;
+const SEEDS: u64 = 300;
+
+/// `DUNLIN_SIM_SEED` replays one, `DUNLIN_SIM_SEEDS` sets how many there are.
+#[test]
+fn nothing_that_was_promised_is_broken() {
+    let number = |name: &str| std::env::var(name).ok().and_then(|n| n.parse::<u64>().ok());
+    if let Some(seed) = number("DUNLIN_SIM_SEED") {
+        replay(seed);
+        return;
+    }
+    let begun = Instant::now();
+    let seeds = number("DUNLIN_SIM_SEEDS").unwrap_or(SEEDS);
+    let first = number("DUNLIN_SIM_FIRST").unwrap_or(1);
+    let mut total = view::Counters::default();
+    let (mut vacuous, mut stalled, mut failed) = (0, 0, Vec::new());
+    for seed in first..first + seeds {
+        let outcome = run::run(Plan::draw(seed, STEPS), false);
+        total.steps += outcome.counters.steps;
+        total.failovers += outcome.counters.failovers;
+        total.truncations += outcome.counters.truncations;
+        total.set_changes += outcome.counters.set_changes;
+        total.installs += outcome.counters.installs;
+        total.acks += outcome.counters.acks;
+        total.reads += outcome.counters.reads;
+        total.alarms += outcome.counters.alarms;
+        vacuous += u32::from(outcome.is_vacuous());
+        stalled += u32::from(outcome.stalled);
+        if let Some(violation) = outcome.violation {
+            println!("seed {seed}: {}: {}", violation.rule, violation.text);
+            failed.push(seed);
+        }
+    }
+    let time = begun.elapsed();
+    println!("{seeds} seeds in {time:?}: {total:?}; {vacuous} vacuous, {stalled} stalled");
+    assert!(failed.is_empty(), "failed: {failed:?}; replay one: just sim {}", failed[0]);
+}
+
+fn replay(seed: u64) {
+    let plan = Plan::draw(seed, STEPS);
+    println!("{:?} {:?}", plan.shape, plan.links);
+    let outcome = run::run(plan.clone(), true);
+    for line in &outcome.trace {
+        println!("{line}");
+    }
+    println!("{:?}", outcome.counters);
+    println!("hash {:016x}", outcome.hash);
+    let again = run::run(plan.clone(), false);
+    assert_eq!(outcome.hash, again.hash, "a seed is one run");
+    let Some(violation) = outcome.violation else { return };
+    let small = run::shrink(&plan, violation.rule);
+    println!("faults that are enough:");
+    for (at, fault) in &small.faults {
+        println!("{at:>10} {fault:?}");
+    }
+    panic!("{}: {}", violation.rule, violation.text);
+}

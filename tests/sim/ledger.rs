@@ -1,0 +1,85 @@
+//! The truth that every replica is measured by: what was committed first at a position stays there.
+
+use super::view::{Checker, Look, Observed, Record, Violation};
+use crate::types::Lsn;
+
+/// What is committed, by position: epoch, chain, content.
+#[derive(Debug, Default)]
+pub(crate) struct Ledger {
+    committed: Vec<(u64, u64, u64)>,
+}
+
+impl Checker for Ledger {
+    fn check(&mut self, world: &dyn Look) -> Result<(), Violation> {
+        for observed in world.observed() {
+            match observed {
+                Observed::Committed { node, from, to, by } => {
+                    let log = world.node(*node).log;
+                    for lsn in from.0..to.0 {
+                        let at = usize::try_from(lsn).expect("a run is short");
+                        let Some(record) = log.get(at) else {
+                            // Not on this disk yet; compared when it is.
+                            break;
+                        };
+                        if at < self.committed.len() || by.is_some() {
+                            self.commit(*node, at, record)?;
+                        }
+                    }
+                }
+                Observed::Cut { node, end, .. } => {
+                    let view = world.node(*node);
+                    if *end < view.high_watermark {
+                        let text = format!(
+                            "node {node} cut its log at {end}, below its high watermark {}",
+                            view.high_watermark
+                        );
+                        return Err(Violation { rule: "no_cut_below_high_watermark", text });
+                    }
+                }
+                Observed::Alarm { node, text } if text.starts_with("Diverged") => {
+                    let text = format!("node {node}: {text}");
+                    return Err(Violation { rule: "no_divergence", text });
+                }
+                Observed::Alarm { node, text } if text.starts_with("Chain") => {
+                    let text = format!("node {node}: {text}");
+                    return Err(Violation { rule: "no_chain_mismatch", text });
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn finish(&mut self, world: &dyn Look) -> Result<(), Violation> {
+        for node in 0..world.nodes() {
+            let view = world.node(node);
+            if view.installing || view.process.as_ref().is_none_or(|p| !p.settled) {
+                continue;
+            }
+            let end = view.high_watermark.min(Lsn(view.log.len() as u64));
+            for (at, record) in view.log.iter().enumerate().take(end.0 as usize) {
+                if at < self.committed.len() {
+                    self.commit(node, at, record)?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Ledger {
+    fn commit(&mut self, node: usize, at: usize, record: &Record) -> Result<(), Violation> {
+        let found = (record.epoch.0, record.chain, record.content);
+        match self.committed.get(at) {
+            None if at == self.committed.len() => {
+                self.committed.push(found);
+                Ok(())
+            }
+            Some(first) if *first == found => Ok(()),
+            first => {
+                let text = format!("node {node} has {found:?} at {at}, committed is {first:?}");
+                Err(Violation { rule: "committed_never_changes", text })
+            }
+        }
+    }
+}
