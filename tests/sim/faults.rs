@@ -13,7 +13,10 @@ use super::{
 impl World {
     /// Lets something go wrong. What would lose more than the promise covers does not happen: see [`Self::may_lose`].
     pub(crate) fn fault(&mut self, fault: Fault) {
-        match fault {
+        let leads =
+            |at: &usize| self.nodes[*at].process.as_ref().is_some_and(|p| p.leads().is_some());
+        let primary = (0..self.nodes.len()).rfind(leads).unwrap_or(0);
+        match fault.at(primary) {
             Fault::Crash { node, down, survives } => {
                 self.stop(node, survives);
                 self.schedule(down, Event::Start { node });

@@ -82,6 +82,32 @@ pub(crate) enum Fault {
     Compact { node: usize },
 }
 
+impl Fault {
+    /// The same fault, with the present primary in place of [`PRIMARY`].
+    pub(crate) fn at(self, primary: usize) -> Self {
+        let this = |node: usize| if node == PRIMARY { primary } else { node };
+        match self {
+            Self::Crash { node, down, survives } => {
+                Self::Crash { node: this(node), down, survives }
+            }
+            Self::Pause { node, time } => Self::Pause { node: this(node), time },
+            Self::Clock { node, by } => Self::Clock { node: this(node), by },
+            Self::Cut { from, to, time } => Self::Cut { from: this(from), to: this(to), time },
+            Self::Part { a, b, time } => Self::Part { a: this(a), b: this(b), time },
+            Self::Isolate { node, time } => Self::Isolate { node: this(node), time },
+            Self::Restore { node, image, down } => Self::Restore { node: this(node), image, down },
+            Self::Wipe { node, down } => Self::Wipe { node: this(node), down },
+            Self::Eio { node, down, survives } => Self::Eio { node: this(node), down, survives },
+            Self::Full { node, time } => Self::Full { node: this(node), time },
+            Self::Slow { node, times, time } => Self::Slow { node: this(node), times, time },
+            Self::Compact { node } => Self::Compact { node: this(node) },
+            Self::PowerCut { .. } | Self::Depose { .. } | Self::HandOver { .. } => self,
+        }
+    }
+}
+
+/// Whichever node leads when the fault comes: half of all faults look for it.
+const PRIMARY: usize = usize::MAX;
 const KINDS: usize = 15;
 /// No plan looks further ahead.
 const HORIZON: u64 = 120_000_000;
@@ -101,7 +127,7 @@ impl Plan {
         };
         let weights: Vec<u64> =
             (0..KINDS).map(|_| if rng.permille(450) { 0 } else { rng.between(1, 20) }).collect();
-        let gap = rng.between(150_000, 1_500_000);
+        let gap = rng.between(50_000, 700_000);
         let mut faults = Vec::new();
         let mut at = rng.between(500_000, 2_000_000);
         while at < HORIZON {
@@ -161,9 +187,8 @@ fn draw_fault(rng: &mut Rng, weights: &[u64], nodes: usize, data: usize) -> Opti
         at = at.saturating_sub(*weight);
         here
     })?;
-    let node = rng.index(nodes);
-    let (a, b) = (rng.index(nodes), rng.index(nodes));
-    let disk = rng.index(data);
+    let mut one_of = |n: usize| if rng.permille(500) { PRIMARY } else { rng.index(n) };
+    let (node, a, b, disk) = (one_of(nodes), one_of(nodes), one_of(nodes), one_of(data));
     let time = rng.between(50_000, 3_000_000);
     let down =
         if rng.permille(300) { rng.between(1_000, 50_000) } else { rng.between(50_000, 3_000_000) };
@@ -183,7 +208,7 @@ fn draw_fault(rng: &mut Rng, weights: &[u64], nodes: usize, data: usize) -> Opti
         10 => Fault::Full { node: disk, time },
         11 => Fault::Slow { node: disk, times: rng.between(2, 200), time },
         12 => Fault::Depose { believes: rng.below(4_000_000) },
-        13 => Fault::HandOver { to: disk },
+        13 => Fault::HandOver { to: rng.index(data) },
         _ => Fault::Compact { node: disk },
     })
 }

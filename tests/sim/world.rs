@@ -359,7 +359,7 @@ impl World {
             }
             Event::Answer { client, attempt, answer } => self.answered(client, attempt, answer),
             Event::Poll { client, node, from } => self.poll(client, node, from),
-            Event::Unbelieve { node } => self.believers[node] = false,
+            Event::Unbelieve { node } => self.believers[node] = node == self.leader,
         }
     }
 
