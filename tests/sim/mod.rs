@@ -22,7 +22,7 @@
 mod clients;
 mod disk;
 mod faults;
-mod ledger;
+mod invariants;
 mod metadata;
 mod network;
 mod node;

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::{
-    ledger::Ledger,
+    invariants::Invariants,
     plan::{Fault, Plan},
     view::{Checker, Counters, Look, Violation},
     world::World,
@@ -33,7 +33,7 @@ impl Outcome {
 
 /// The judges of every run.
 pub(crate) fn checkers() -> Vec<Box<dyn Checker>> {
-    vec![Box::new(Ledger::default())]
+    vec![Box::new(Invariants::default())]
 }
 
 /// Runs a plan to its end.
