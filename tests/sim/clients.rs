@@ -194,7 +194,7 @@ impl Producer {
         self.renew();
     }
 
-    fn renew(&mut self) {
+    pub(crate) fn renew(&mut self) {
         self.next_value += 1;
         self.id = ProducerId(u128::from(self.next_value) << 8 | 1);
         self.sequence = 0;

@@ -21,9 +21,12 @@
 
 mod clients;
 mod disk;
+mod directed;
 mod faults;
+mod history;
 mod invariants;
 mod metadata;
+mod mutations;
 mod network;
 mod node;
 mod plan;

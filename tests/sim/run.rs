@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::{
+    history::History,
     invariants::Invariants,
     plan::{Fault, Plan},
     view::{Checker, Counters, Look, Violation},
@@ -10,7 +11,7 @@ use super::{
 };
 
 /// Time in which a site must come to rest once nothing is broken any more: boot, election, a damped return to the set.
-const REST_MAX: Duration = Duration::from_secs(60);
+pub(crate) const REST_MAX: Duration = Duration::from_secs(60);
 
 /// What came of a run.
 #[derive(Clone, Debug)]
@@ -33,7 +34,7 @@ impl Outcome {
 
 /// The judges of every run.
 pub(crate) fn checkers() -> Vec<Box<dyn Checker>> {
-    vec![Box::new(Invariants::default())]
+    vec![Box::new(Invariants::default()), Box::new(History)]
 }
 
 /// Runs a plan to its end.
