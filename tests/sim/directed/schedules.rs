@@ -225,13 +225,18 @@ fn half_done_install() -> Played {
     stage.until("half an install", |world| world.nodes[fresh].disk.durable.installing)?;
     stage.stop(fresh)?;
     stage.until("a set without it", |world| world.metadata.newest().config.set.len() == 2)?;
+    // It votes, and hears nothing of the first primary any more.
+    stage.filter(move |from, to, _| {
+        if from == primary && to == fresh { Fate::Drop } else { Fate::Pass }
+    });
+    stage.start(fresh)?;
+    stage.pass(500)?;
     stage.stop(primary)?;
     stage.until("another primary", |world| {
         let epoch = world.metadata.newest().config.epoch;
         let process = world.nodes[whole].process.as_ref();
         process.and_then(|p| p.leads()) == Some(epoch)
     })?;
-    stage.start(fresh)?;
     stage.pass(5_000)?;
     stage.start(primary)?;
     stage.finish()
