@@ -1,5 +1,7 @@
 //! The truth that every replica is measured by: what was committed first at a position stays there.
 
+use std::collections::BTreeMap;
+
 use super::view::{Checker, Look, Observed, Record, Violation};
 use crate::types::Lsn;
 
@@ -7,24 +9,20 @@ use crate::types::Lsn;
 #[derive(Debug, Default)]
 pub(crate) struct Ledger {
     committed: Vec<(u64, u64, u64)>,
+    /// As far as each node was compared.
+    seen: BTreeMap<usize, usize>,
 }
 
 impl Checker for Ledger {
     fn check(&mut self, world: &dyn Look) -> Result<(), Violation> {
         for observed in world.observed() {
             match observed {
-                Observed::Committed { node, from, to, by } => {
-                    let log = world.node(*node).log;
-                    for lsn in from.0..to.0 {
-                        let at = usize::try_from(lsn).expect("a run is short");
-                        let Some(record) = log.get(at) else {
-                            // Not on this disk yet; compared when it is.
-                            break;
-                        };
-                        if at < self.committed.len() || by.is_some() {
-                            self.commit(*node, at, record)?;
-                        }
-                    }
+                Observed::Committed { node, by, .. } => {
+                    self.follow(world, *node, by.is_some())?;
+                }
+                Observed::Written { node, .. } => self.follow(world, *node, false)?,
+                Observed::Replaced { node } | Observed::InstallBegan { node } => {
+                    self.seen.insert(*node, 0);
                 }
                 Observed::Cut { node, end, .. } => {
                     let view = world.node(*node);
@@ -68,6 +66,25 @@ impl Checker for Ledger {
 }
 
 impl Ledger {
+    /// Compares what is durable on a node and committed by its own belief. A leader's belief is what makes it so.
+    fn follow(&mut self, world: &dyn Look, node: usize, leads: bool) -> Result<(), Violation> {
+        let view = world.node(node);
+        let Some(process) = &view.process else { return Ok(()) };
+        if view.installing {
+            return Ok(());
+        }
+        let to = process.high_watermark.min(process.durable_end).0;
+        let to = usize::try_from(to).expect("a run is short").min(view.log.len());
+        let from = self.seen.get(&node).copied().unwrap_or(0);
+        for (at, record) in view.log.iter().enumerate().take(to).skip(from) {
+            if at < self.committed.len() || leads {
+                self.commit(node, at, record)?;
+                self.seen.insert(node, at + 1);
+            }
+        }
+        Ok(())
+    }
+
     fn commit(&mut self, node: usize, at: usize, record: &Record) -> Result<(), Violation> {
         let found = (record.epoch.0, record.chain, record.content);
         match self.committed.get(at) {
