@@ -24,6 +24,7 @@ mod disk;
 mod faults;
 mod ledger;
 mod metadata;
+mod mutations;
 mod network;
 mod node;
 mod plan;
