@@ -67,6 +67,10 @@ impl<E: LogEntry> Backup<E> {
         out: &mut Vec<Effect<E>>,
     ) {
         let Envelope { epoch, from, body, .. } = envelope;
+        if !body.is_of_primary() {
+            // To a primary that leads no more. Whoever sent it follows an epoch, and does not lead it.
+            return;
+        }
         if epoch < self.log.promised() {
             let refusal = Refusal::StaleEpoch(self.log.promised());
             self.log.when_durable(from, Body::Refused(refusal), out);
@@ -126,7 +130,7 @@ impl<E: LogEntry> Backup<E> {
                 }
                 Some(answer)
             }
-            // What replicas say to a primary: this one leads no more.
+            // Returned at once, above.
             Body::State(_) | Body::Durable(_) | Body::ChunkDurable { .. } | Body::Refused(_) => {
                 None
             }

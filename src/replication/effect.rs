@@ -49,6 +49,8 @@ pub enum Effect<E> {
     Snapshot {
         /// For whom.
         to: Boot,
+        /// Not before this.
+        least: Lsn,
     },
     /// Send a chunk of the snapshot with this base, as [`Body::InstallChunk`].
     SendChunk {

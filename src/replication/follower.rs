@@ -40,8 +40,8 @@ pub(super) enum Progress {
     Aligning(LogEnd),
     /// It gets entries; those below were sent.
     Streaming(Lsn),
-    /// The driver is asked for a snapshot.
-    Snapshotting,
+    /// The driver is asked for a snapshot, no older than what the replica knows to be committed.
+    Snapshotting(Lsn),
     /// It gets a snapshot: its base, number of chunks, number of the next.
     Installing(LogEnd, u32, u32),
     /// Nothing is sent: it has contradicted this log, or lost data while in the set.

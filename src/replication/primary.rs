@@ -251,7 +251,7 @@ impl<E: LogEntry> Primary<E> {
         let history = self.history_before(base.lsn);
         let Some(follower) = self.followers.get_mut(&to.node) else { return };
         if follower.incarnation == Some(to.incarnation)
-            && follower.progress == Progress::Snapshotting
+            && matches!(follower.progress, Progress::Snapshotting(least) if base.lsn >= least)
         {
             follower.progress = Progress::Installing(base, chunks, 0);
             follower.asked_at = Some(now);
@@ -379,7 +379,10 @@ impl<E: LogEntry> Primary<E> {
                 follower.told = high_watermark;
                 Effect::Replicate { to, epoch, from, until: sent, high_watermark }
             }
-            Progress::Snapshotting if overdue => Effect::Snapshot { to },
+            // A new primary may know less to be committed than a replica does, until its own start is.
+            Progress::Snapshotting(least) if overdue && least <= high_watermark => {
+                Effect::Snapshot { to, least }
+            }
             Progress::Installing(base, _, index) if overdue => {
                 Effect::SendChunk { to, epoch, base, index }
             }
@@ -414,12 +417,13 @@ impl<E: LogEntry> Primary<E> {
             out.push(Effect::Alarm(Alarm::Regressed { replica: from }));
             return;
         }
-        follower.asked_at = Some(now);
         let Some(common) = common.filter(|common| *common >= start) else {
-            follower.progress = Progress::Snapshotting;
-            out.push(Effect::Snapshot { to: from });
+            follower.progress = Progress::Snapshotting(state.high_watermark.max(start));
+            follower.asked_at = None;
+            self.ask(from.node, out);
             return;
         };
+        follower.asked_at = Some(now);
         // All before the epoch's start is durable here. If the disk cannot tell, it is asked again.
         let Some(common) = view.end_at(common) else { return };
         follower.progress = Progress::Aligning(common);
@@ -434,7 +438,7 @@ impl<E: LogEntry> Primary<E> {
                 follower.progress = Progress::Streaming(end);
             }
             Progress::Streaming(sent) => follower.progress = Progress::Streaming(sent.max(end)),
-            Progress::Probing | Progress::Snapshotting | Progress::Stopped => {}
+            Progress::Probing | Progress::Snapshotting(_) | Progress::Stopped => {}
         }
     }
 

@@ -125,10 +125,12 @@ impl World {
         self.stop(at, false);
         let disk = &mut self.nodes[at].disk;
         let present = disk.durable.ident.clone();
+        // A boot that ended before it registered is not known to the site.
+        let known = present.node.map_or(0, |node| self.metadata.boot_of(node));
         let older: Vec<&Image> = disk
             .images
             .iter()
-            .filter(|old| old.ident.boot < present.boot && old.ident.disk_id == present.disk_id)
+            .filter(|old| old.ident.boot < known && old.ident.disk_id == present.disk_id)
             .collect();
         if !older.is_empty() {
             disk.durable = older[image % older.len()].clone();

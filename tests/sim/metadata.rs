@@ -57,6 +57,11 @@ impl Metadata {
         self.change(change).expect("a placement is never refused");
     }
 
+    /// The number of a node's last boot that registered.
+    pub(crate) fn boot_of(&self, node: NodeId) -> u64 {
+        self.site.nodes.get(&node).map_or(0, |record| record.claim.boot)
+    }
+
     pub(crate) fn newest(&self) -> &Rc<Agreed> {
         self.agreed.last().expect("the first is always there")
     }

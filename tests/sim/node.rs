@@ -234,7 +234,7 @@ impl World {
             E::Replicate { to, epoch, from: first, until, high_watermark } => {
                 self.send_entries(at, from, to, epoch, (first, until), high_watermark);
             }
-            E::Snapshot { to } => self.snapshot(at, to),
+            E::Snapshot { to, least } => self.snapshot(at, to, least),
             E::SendChunk { to, epoch, base, index } => {
                 let Some(process) = &self.nodes[at].process else { return };
                 let Some((known, chunks)) = process.snapshots.get(&to.node) else { return };
@@ -282,12 +282,12 @@ impl World {
         }
     }
 
-    fn snapshot(&mut self, at: usize, to: Boot) {
+    fn snapshot(&mut self, at: usize, to: Boot, least: Lsn) {
         let chunks = u32::try_from(self.rng.between(1, 4)).unwrap_or(1);
         let disk = &self.nodes[at].disk.durable;
         let Some(process) = &self.nodes[at].process else { return };
         let Some(log) = process.replica.as_ref().and_then(Replica::log) else { return };
-        let least = disk.start.0;
+        let least = disk.start.max(least).0;
         let most = log.high_watermark().0.min(disk.end().0);
         if most == 0 || most < least {
             return;

@@ -36,12 +36,15 @@ impl World {
                 let replica = process.and_then(|p| p.replica.as_ref());
                 let log = replica.and_then(Replica::log);
                 format!(
-                    "{:?} applied {:?} leads {:?} end {:?} hw {:?}",
+                    "{:?} applied {:?} leads {:?} end {:?} hw {:?} settled {:?} promised {:?} waiting {}",
                     process.and_then(|p| p.boot),
                     process.map(|p| p.applied),
                     process.and_then(Process::leads),
                     log.map(LocalLog::end),
                     log.map(LocalLog::high_watermark),
+                    log.map(LocalLog::is_settled),
+                    log.map(LocalLog::promised),
+                    node.disk.queue.len(),
                 )
             })
             .collect();

@@ -5,7 +5,7 @@ use std::{collections::VecDeque, hash::Hasher};
 use super::world::Event;
 
 /// Lines that are kept.
-const LINES_MAX: usize = 4_000;
+const LINES_MAX: usize = 100_000;
 
 /// The trace of one run.
 #[derive(Debug, Default)]
