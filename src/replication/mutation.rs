@@ -29,7 +29,7 @@ pub(crate) enum Mutation {
     WallClockExpiry,
     /// A replica whose install is half done is taken for a short log: by the primary and by itself.
     InstallingElectable,
-    /// `set_change` confirms a candidate that has not the epoch's start.
+    /// `set_change` adds and confirms a candidate that has not the epoch's start.
     NoEpochStartRule,
     /// `ShardConfig` confirms a candidate in whatever boot it is.
     StaleIncarnationConfirmed,

@@ -116,7 +116,9 @@ impl<E: LogEntry> Primary<E> {
             .filter(|(_, follower)| self.has_all(follower) && !is_dead(follower, now))
             .find(|(_, follower)| {
                 let since = follower.in_sync_since;
-                since.is_some_and(|since| now >= since + rejoin_wait(follower.removals))
+                // To keep pace it must have had the epoch's start, too.
+                mutant!(NoEpochStartRule)
+                    || since.is_some_and(|since| now >= since + rejoin_wait(follower.removals))
             })
             .and_then(|(node, follower)| Some(Boot { node, incarnation: follower.incarnation? }))
     }

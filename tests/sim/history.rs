@@ -103,7 +103,8 @@ impl Checker for History {
         let replicas: Vec<Replica> = members
             .map(|view| {
                 let records = view.log.iter().filter_map(|record| record.values.as_ref());
-                let placed = records.flat_map(|(partition, base, values)| places(*partition, *base, values));
+                let placed =
+                    records.flat_map(|(partition, base, values)| places(*partition, *base, values));
                 placed.collect()
             })
             .collect();

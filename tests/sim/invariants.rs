@@ -265,8 +265,7 @@ impl Invariants {
                 format!("node {node} leads epoch {epoch} as {boot}, and was not elected")
             });
         }
-        let (held, need) =
-            (self.disks[node].agreed as u64, self.sequence.committed_at(epoch).0);
+        let (held, need) = (self.disks[node].agreed as u64, self.sequence.committed_at(epoch).0);
         if held < need {
             let lost = self.disks[node].behind;
             let rule = if lost { LOST_DISK_NEVER_COUNTS } else { PRIMARY_HOLDS_COMMITTED };
@@ -290,7 +289,8 @@ impl Invariants {
                 continue;
             }
             if disk.installing {
-                self.found.fault(HALF_INSTALLED_NEVER_COUNTS, || format!("node {node} is a member"));
+                self.found
+                    .fault(HALF_INSTALLED_NEVER_COUNTS, || format!("node {node} is a member"));
             }
             if (disk.agreed as u64) < end.0 {
                 let rule =

@@ -20,8 +20,8 @@
 //! | `mutations` | seeded bugs, and which check finds them |
 
 mod clients;
-mod disk;
 mod directed;
+mod disk;
 mod faults;
 mod history;
 mod invariants;

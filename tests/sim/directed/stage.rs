@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     replication::{Body, Envelope, ShardChange},
-    types::NodeId,
+    types::{Lsn, NodeId},
     wire::Entry,
 };
 
@@ -198,14 +198,10 @@ impl Stage {
         self.until("quiet", |world| {
             let ends: Vec<_> = (0..world.plan.shape.data)
                 .filter(|node| is_member(world, *node))
-                .map(|node| world.nodes[node].disk.durable.end())
+                .map(|node| ends(world, node))
                 .collect();
-            let known = (0..world.plan.shape.data)
-                .filter(|node| is_member(world, *node))
-                .all(|node| world.nodes[node].disk.durable.high_watermark == ends[0]);
             world.producers.iter().all(|p| p.open.is_none())
-                && ends.iter().all(|end| *end == ends[0])
-                && known
+                && ends.iter().all(|(end, known)| end == known && *end == ends[0].0)
         })
     }
 
@@ -235,6 +231,13 @@ pub(super) fn leader(world: &World) -> Option<usize> {
         let shard = replica.and_then(|replica| replica.shard());
         shard.is_some_and(|s| s.is_recovered() && s.primary().epoch() == config.epoch)
     })
+}
+
+/// Where a node's log ends on its disk, and how far the process knows it to be committed.
+pub(super) fn ends(world: &World, node: usize) -> (Lsn, Lsn) {
+    let process = world.nodes[node].process.as_ref().and_then(|p| p.replica.as_ref());
+    let known = process.and_then(|r| r.log()).map(|log| log.high_watermark());
+    (world.nodes[node].disk.durable.end(), known.unwrap_or_default())
 }
 
 pub(super) fn is_member(world: &World, node: usize) -> bool {

@@ -146,7 +146,9 @@ impl Truth {
                     self.failed.insert(*value, *client);
                     if let Some(place) = self.placed.get(value) {
                         found.fault(FAILED_IS_NEVER_STORED, || {
-                            format!("client {client} was refused value {value}, stored at {place:?}")
+                            format!(
+                                "client {client} was refused value {value}, stored at {place:?}"
+                            )
                         });
                     }
                 }
