@@ -3,8 +3,9 @@
 use super::{
     super::{
         invariants::rule::{
-            FLOOR_IS_COMMITTED, LOST_DISK_NEVER_COUNTS, MEMBERS_HOLD_COMMITTED,
-            NO_ALARM_WITHOUT_LOSS, PRIMARY_HOLDS_COMMITTED,
+            COMMITTED_NEVER_CHANGES, FLOOR_IS_COMMITTED, LOST_DISK_NEVER_COUNTS,
+            MEMBERS_HOLD_COMMITTED, NO_ALARM_WITHOUT_LOSS, PRIMARY_HOLDS_COMMITTED,
+            WATERMARK_IS_COMMITTED,
         },
         plan::Fault,
         view::{Observed, Violation},
@@ -346,6 +347,8 @@ fn loss_beyond_the_promise() -> Played {
         PRIMARY_HOLDS_COMMITTED,
         NO_ALARM_WITHOUT_LOSS,
         FLOOR_IS_COMMITTED,
+        COMMITTED_NEVER_CHANGES,
+        WATERMARK_IS_COMMITTED,
     ];
     let mut stage = Stage::waiving(PAIR, &waived)?;
     let (last, followers) = stage.roles()?;

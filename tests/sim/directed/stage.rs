@@ -118,7 +118,10 @@ impl Stage {
         let boot = self.boot(node);
         self.fault(Fault::Crash { node, down: 1_000, survives: true })?;
         self.until("a restart", |world| newest_boot(world, node) > boot)?;
-        self.until_whole()
+        self.until_whole()?;
+        // A member stays one while it is away: acks say that it is back.
+        let acks = self.world.counters.acks;
+        self.until("acks", |world| world.counters.acks > acks + 5)
     }
 
     /// Puts back the oldest image that the disk has.
