@@ -7,6 +7,8 @@
 mod agreed;
 pub(super) mod rule;
 mod shadow;
+#[cfg(test)]
+mod tests;
 mod truth;
 
 use std::collections::{BTreeMap, BTreeSet};

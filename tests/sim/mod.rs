@@ -19,6 +19,8 @@
 //! | `directed` | schedules that chance misses |
 //! | `mutations` | seeded bugs, and which check finds them |
 
+#![allow(clippy::print_stdout, reason = "what a run prints is its result")]
+
 mod clients;
 mod directed;
 mod disk;

@@ -106,7 +106,7 @@ fn seeded_bugs_are_found_by_their_schedules() {
     for (mutation, name, rule) in BY_SCHEDULE {
         let schedule = SCHEDULES.iter().find(|schedule| schedule.name == name);
         let found = by_schedule(mutation, schedule.expect("it is in the list"));
-        if !found.as_ref().is_some_and(|found| found.rule == rule) {
+        if found.as_ref().is_none_or(|found| found.rule != rule) {
             let found = found.map(|found| (found.rule, found.text));
             failed.push(format!("{mutation:?} by {name}: {found:?}"));
         }
