@@ -68,6 +68,7 @@ impl Checker for Invariants {
                 disk.compare(&world.node(node), &self.truth);
             }
         }
+        let happened = !touched.is_empty();
         touched.push(usize::try_from(world.step()).unwrap_or(0) % world.nodes());
         touched.sort_unstable();
         touched.dedup();
@@ -76,7 +77,7 @@ impl Checker for Invariants {
         }
         let changed = self.follow_agreed(world);
         self.follow_rest(world);
-        if grown || changed || touched.len() > 1 {
+        if grown || changed || happened {
             self.check_members(world);
         }
         while let Some(event) = world.history().get(self.events) {
