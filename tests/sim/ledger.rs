@@ -55,7 +55,7 @@ impl Checker for Ledger {
                 continue;
             }
             let end = view.high_watermark.min(Lsn(view.log.len() as u64));
-            for (at, record) in view.log.iter().enumerate().take(end.0 as usize) {
+            for (at, record) in view.log.iter().enumerate().take(super::disk::index(end)) {
                 if at < self.committed.len() {
                     self.commit(node, at, record)?;
                 }

@@ -3,8 +3,10 @@
 use std::time::Duration;
 
 use super::{
+    acks::Acks,
     ledger::Ledger,
-    plan::{Fault, Plan},
+    plan::Plan,
+    rules::Rules,
     view::{Checker, Counters, Look, Violation},
     world::World,
 };
@@ -33,7 +35,7 @@ impl Outcome {
 
 /// The judges of every run.
 pub(crate) fn checkers() -> Vec<Box<dyn Checker>> {
-    vec![Box::new(Ledger::default())]
+    vec![Box::new(Ledger::default()), Box::new(Rules::default()), Box::new(Acks)]
 }
 
 /// Runs a plan to its end.
@@ -91,6 +93,14 @@ fn rest(
     Some(Violation { rule: "liveness", text })
 }
 
+/// Lets a world that was driven by hand come to rest, and judges it.
+pub(crate) fn finish(world: &mut World) -> Option<Violation> {
+    let mut checkers = checkers();
+    let mut stalled = false;
+    let violation = rest(world, &mut checkers, &mut stalled);
+    violation.or_else(|| checkers.iter_mut().find_map(|checker| checker.finish(world).err()))
+}
+
 /// Drops faults one half, then one quarter, and so on, as long as the run still fails by the same rule.
 pub(crate) fn shrink(plan: &Plan, rule: &str) -> Plan {
     let mut best = plan.clone();
@@ -111,10 +121,4 @@ pub(crate) fn shrink(plan: &Plan, rule: &str) -> Plan {
         part /= 2;
     }
     best
-}
-
-/// The faults of a plan that come before its run ended.
-pub(crate) fn faults(plan: &Plan, until: Duration) -> Vec<(Duration, Fault)> {
-    let faults = plan.faults.iter().map(|(at, fault)| (Duration::from_micros(*at), *fault));
-    faults.filter(|(at, _)| *at <= until).collect()
 }
