@@ -254,7 +254,8 @@ impl ShardConfig {
             return Err(ConfigReject::Stalled);
         }
         let member = self.set.contains(&primary.node);
-        if !member && !(mutant!(ElectOutsideSet) && self.replicas.contains(&primary.node)) {
+        let outsider = mutant!(ElectOutsideSet) && self.replicas.contains(&primary.node);
+        if !member && !outsider {
             return Err(ConfigReject::WrongPlace(primary.node));
         }
         let stays = |node: &NodeId| *node == primary.node || !drop.contains(node);

@@ -14,9 +14,10 @@
 //! | `clients` | producers and readers, and their history |
 //! | `world` | time, events, faults |
 //! | `run` | a seed from its start to its verdict; replay, shrinking, floors against empty runs |
-//! | `invariants` | what must hold after each step |
-//! | `history` | what must hold of what clients saw |
-//! | `directed` | schedules that chance misses |
+//! | `faults` | what goes wrong, and how it is mended |
+//! | `rest` | when a site that is whole again has nothing left to do |
+//! | `trace` | the hash that two runs of one seed share |
+//! | `schedules` | schedules that chance misses |
 //! | `mutations` | seeded bugs, and which check finds them |
 
 #![allow(clippy::print_stdout, reason = "what a run prints is its result")]
@@ -35,6 +36,7 @@ mod plan;
 mod rest;
 mod rng;
 mod run;
+mod schedules;
 mod trace;
 mod view;
 mod world;

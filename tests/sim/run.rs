@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::{
     history::History,
     invariants::Invariants,
-    plan::{Fault, Plan},
+    plan::Plan,
     view::{Checker, Counters, Look, Violation},
     world::World,
 };
@@ -92,6 +92,14 @@ fn rest(
     Some(Violation { rule: "liveness", text })
 }
 
+/// Lets a world that was driven by hand come to rest, and judges it.
+pub(crate) fn finish(world: &mut World) -> Option<Violation> {
+    let mut checkers = checkers();
+    let mut stalled = false;
+    let violation = rest(world, &mut checkers, &mut stalled);
+    violation.or_else(|| checkers.iter_mut().find_map(|checker| checker.finish(world).err()))
+}
+
 /// Drops faults one half, then one quarter, and so on, as long as the run still fails by the same rule.
 pub(crate) fn shrink(plan: &Plan, rule: &str) -> Plan {
     let mut best = plan.clone();
@@ -112,10 +120,4 @@ pub(crate) fn shrink(plan: &Plan, rule: &str) -> Plan {
         part /= 2;
     }
     best
-}
-
-/// The faults of a plan that come before its run ended.
-pub(crate) fn faults(plan: &Plan, until: Duration) -> Vec<(Duration, Fault)> {
-    let faults = plan.faults.iter().map(|(at, fault)| (Duration::from_micros(*at), *fault));
-    faults.filter(|(at, _)| *at <= until).collect()
 }
