@@ -17,7 +17,10 @@
 //! | `faults` | what goes wrong, and how it is mended |
 //! | `rest` | when a site that is whole again has nothing left to do |
 //! | `trace` | the hash that two runs of one seed share |
-//! | `schedules` | schedules that chance misses |
+//! | `invariants` | what must hold after each step |
+//! | `history` | what must hold of what clients saw |
+//! | `directed` | schedules that chance misses, each for a hole of its own |
+//! | `schedules` | plain failures, laid out by hand |
 //! | `mutations` | seeded bugs, and which check finds them |
 
 #![allow(clippy::print_stdout, reason = "what a run prints is its result")]

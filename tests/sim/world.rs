@@ -102,6 +102,7 @@ pub(crate) enum Mend {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Fate {
     Pass,
+    Drop,
     /// Kept in [`World::held`] until it is released.
     Hold,
 }
@@ -279,6 +280,7 @@ impl World {
         let Some(to) = self.ids.get(&envelope.to.node).copied() else { return };
         let fate = self.filter.as_mut().map_or(Fate::Pass, |filter| filter(from, to, &envelope));
         match fate {
+            Fate::Drop => {}
             Fate::Hold => self.held.push((to, envelope)),
             Fate::Pass => {
                 let copies = self.network.send(from, to);
