@@ -32,6 +32,18 @@ fuzz-all secs="60": (_tool "cargo-fuzz" fuzz_version)
 kills n="50":
     DUNLIN_KILLS={{ n }} cargo test --test main kills:: -- --nocapture
 
+# The replicated log under faults, in one thread: 300 seeds. `just sim 17` or `just sim seed=17` replays one, with its trace.
+sim seed="":
+    DUNLIN_SIM_SEED={{ trim_start_match(seed, "seed=") }} cargo test --release --lib sim::nothing -- --nocapture
+
+# The same for this many seeds from a first one, for hours: `just sim-long 50000 1000`.
+sim-long seeds="50000" first="1":
+    DUNLIN_SIM_SEEDS={{ seeds }} DUNLIN_SIM_FIRST={{ first }} cargo test --release --lib sim::nothing -- --nocapture
+
+# Seeded bugs, each searched for at most so many seconds. The table is in docs/replication.md.
+mutations secs="120":
+    DUNLIN_MUTATIONS={{ secs }} cargo test --release --lib sim::mutations -- --nocapture
+
 # Throughput and latency beside what the disk and a bare quinn give. Words after it go to `dunlin bench`.
 bench *args:
     cargo run --release --quiet -- bench {{ args }}

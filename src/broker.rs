@@ -3,14 +3,17 @@
 //! Layer 2, pure: state + input + now -> effects. No clock, socket, randomness or hash order; the driver in `server`
 //! performs the effects.
 
+mod entry;
 mod partition;
 mod producer;
 mod reject;
+mod replica;
 mod retention;
 mod shard;
 
 pub use partition::PartitionView;
 pub use producer::{BadState, ProducerState};
 pub use reject::Reject;
+pub use replica::Replica;
 pub use retention::ClockGuard;
 pub use shard::{Checkpoint, Committed, Effect, PublishInput, Recovery, Shard, Waiter};

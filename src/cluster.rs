@@ -8,6 +8,6 @@ mod command;
 mod group;
 mod site;
 
-pub use command::{MetaCommand, MetaOutcome, MetaReject};
+pub use command::{BootClaim, MetaCommand, MetaOutcome, MetaReject};
 pub use group::{GroupError, MetaGroup};
-pub use site::{NodeRecord, ShardRecord, SiteState, Tombstone, TopicRecord};
+pub use site::{NodeRecord, SiteState, Tombstone, TopicRecord};

@@ -40,3 +40,8 @@ pub use server::Server;
 
 /// Name and version of this program, as peers are told.
 pub const SOFTWARE: &str = concat!("dunlin/", env!("CARGO_PKG_VERSION"));
+
+/// The cluster simulator. It is compiled with the library's own tests, because only these know the seeded bugs.
+#[cfg(all(test, feature = "server"))]
+#[path = "../tests/sim/mod.rs"]
+mod sim;

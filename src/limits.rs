@@ -73,6 +73,34 @@ pub const RECOVERY_MAX: Duration = Duration::from_secs(60);
 /// Commands in the metadata log before it is replaced by a snapshot.
 pub const META_LOG_LEN_MAX: u64 = 500;
 
+// ---- replication ----
+
+/// How often replicas hear of each other when there is nothing else to say.
+pub const HEARTBEAT: Duration = Duration::from_millis(150);
+/// A node that was not heard for this long is down: six heartbeats, so that a lossy link does not depose a primary.
+pub const FENCE_AFTER: Duration = Duration::from_millis(900);
+/// A member of a commit set that has not what the primary had this long ago is removed, if enough stay.
+pub const LAG_MAX: Duration = Duration::from_millis(750);
+/// After a start of the whole site the controller waits this long for the other members of a set, to choose the best.
+pub const BOOT_WAIT: Duration = Duration::from_secs(10);
+/// A question to a replica, or a proposal, is asked again after this time without an answer.
+pub const REPLICA_RETRY: Duration = Duration::from_millis(300);
+/// Entries of one shard that may be on their way to one replica; it reads no faster than it acks.
+pub const APPEND_WINDOW_ENTRIES: u64 = 1_024;
+/// How long a primary that hands over takes no publishes. Then it goes on as before.
+pub const HAND_OVER_MAX: Duration = Duration::from_millis(500);
+/// How often the site is told how far a shard is committed, if that changed.
+pub const FLOOR_INTERVAL: Duration = Duration::from_secs(5);
+/// The same while only one replica has the newest entries.
+pub const FLOOR_INTERVAL_ALONE: Duration = Duration::from_millis(200);
+/// A replica that was removed must have kept pace for [`LAG_MAX`] before it is added again, twice as long each time, at
+/// most so many times.
+pub const REJOIN_DOUBLINGS_MAX: u32 = 3;
+/// Epochs of a log whose starts are remembered: 16 KiB in a message. A replica that shares none is installed anew.
+pub const EPOCHS_REMEMBERED: usize = 1_024;
+/// Chunks of one install.
+pub const INSTALL_CHUNKS_MAX: u32 = 1 << 20;
+
 // ---- connections ----
 
 /// Default UDP port.

@@ -37,7 +37,7 @@ use self::{
 };
 use crate::{
     broker::ClockGuard,
-    cluster::{GroupError, MetaCommand, MetaGroup, MetaReject},
+    cluster::{BootClaim, GroupError, MetaCommand, MetaGroup, MetaReject},
     config::Config,
     limits::{DRAIN_MAX, RECOVERY_MAX},
     net::{
@@ -454,6 +454,15 @@ fn open(config: &Config, site: SiteName, name: NodeName) -> Result<Opened, Start
     if !recovered.clean_shutdown {
         tracing::warn!("the node was not stopped in order, the log is recovered");
     }
-    let registered = group.propose(MetaCommand::Register { name, disk_id: recovered.disk_id })?;
+    // This node is the whole group: the number of its last boot is in its own metadata.
+    let last = group.read(|site| site.nodes.values().map(|node| node.claim.boot).max());
+    let claim = BootClaim {
+        boot: last.map_or(1, |last| last + 1),
+        nonce: rand::random(),
+        suspect: false,
+        shards: Vec::new(),
+    };
+    let disk_id = recovered.disk_id;
+    let registered = group.propose(MetaCommand::Register { name, disk_id, claim })?;
     Ok(Opened { store, group, recovered, writer, registered })
 }

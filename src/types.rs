@@ -12,7 +12,8 @@ mod topic;
 
 pub use acks::{AckLevel, Acks};
 pub use ids::{
-    Epoch, Incarnation, Lsn, NodeId, Offset, PartitionId, ProducerId, Sequence, ShardId, TopicId,
+    Boot, Epoch, Incarnation, Lsn, NodeId, Offset, PartitionId, ProducerId, Sequence, ShardId,
+    TopicId,
 };
 pub use name::{BadName, ClientName, NodeName, SiteName, TopicName};
 pub use partitioner::partition_of_key;

@@ -2,13 +2,19 @@
 
 use crate::{
     replication::NotEnoughCopies,
-    types::{PartitionId, Sequence},
+    types::{NodeId, PartitionId, Sequence},
     wire::{Code, Detail, Fault},
 };
 
 /// Why a publish was refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Reject {
+    /// Another node leads the shard, or none.
+    #[error("this node does not lead the partition{}", to_whom(*node))]
+    NotPrimary {
+        /// Who does, or will in a moment, as far as it is known.
+        node: Option<NodeId>,
+    },
     /// The partition is not (or no longer) in this shard.
     #[error("partition {0} does not exist")]
     UnknownPartition(PartitionId),
@@ -61,7 +67,13 @@ impl Reject {
                 .with_detail(Detail { expected: Some(*expected), ..Detail::default() }),
             Self::SequenceTooOld { expected, .. } => Fault::new(Code::SequenceTooOld, message)
                 .with_detail(Detail { expected: Some(*expected), ..Detail::default() }),
+            Self::NotPrimary { node: Some(_) } => Fault::new(Code::NotPrimary, message),
+            Self::NotPrimary { node: None } => Fault::new(Code::Electing, message),
             Self::OffsetsExhausted(_) => Fault::new(Code::LimitReached, message),
         }
     }
+}
+
+fn to_whom(node: Option<NodeId>) -> String {
+    node.map_or_else(String::new, |node| format!(", node {node} does"))
 }

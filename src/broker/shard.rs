@@ -14,8 +14,8 @@ use super::{
 };
 use crate::{
     limits::{PRODUCER_IDLE_MAX, PRODUCERS_PER_PARTITION_MAX},
-    replication::{CommitSet, LogEnd, Primary},
-    types::{Acks, Epoch, Lsn, NodeId, Offset, PartitionId, ProducerId, ShardId, Timestamp},
+    replication::{self, LogEnd, Primary, mutant},
+    types::{Acks, Lsn, Offset, PartitionId, ProducerId, ShardId, Timestamp},
     wire::{
         Ack, BatchHeader, Entry, EntryKind,
         entry::{BadEntry, EpochStart, Place, expire_body, trim_body},
@@ -58,10 +58,23 @@ pub enum Effect<W> {
     Ack(W, Ack),
     /// Tell the producer that its batch was refused.
     Refuse(Waiter<W>, Reject),
+    /// Tell the producer that nobody here knows whether its batch will be stored.
+    Unknown(Waiter<W>),
     /// More of a partition can be read, or less is kept.
     Committed(Committed),
     /// The partition is gone.
     Dropped(PartitionId),
+    /// What replication asks for, other than to append. A site of one node never does.
+    Replication(replication::Effect<Entry>),
+}
+
+impl<W> From<replication::Effect<Entry>> for Effect<W> {
+    fn from(effect: replication::Effect<Entry>) -> Self {
+        match effect {
+            replication::Effect::Append(entry) => Self::Append(entry),
+            other => Self::Replication(other),
+        }
+    }
 }
 
 /// A partition's new bounds.
@@ -73,15 +86,9 @@ pub struct Committed {
     pub view: PartitionView,
 }
 
-/// What storage found of a shard at start.
+/// What storage found of a shard's partitions when this node begins to lead.
 #[derive(Debug, Default)]
 pub struct Recovery {
-    /// Where the log ends.
-    pub end: LogEnd,
-    /// The last epoch in the log.
-    pub epoch: Epoch,
-    /// Entries below this were known to be committed.
-    pub applied: Lsn,
     /// Partitions: oldest kept offset, offset behind the newest record, newest append time.
     pub partitions: Vec<(PartitionId, Offset, Offset, Timestamp)>,
     /// Producer state of the last checkpoint.
@@ -122,8 +129,9 @@ enum Pending {
 #[derive(Debug)]
 pub struct Shard<W> {
     id: ShardId,
-    me: NodeId,
-    primary: Primary,
+    primary: Primary<Entry>,
+    /// What replication asked for during this input.
+    asked: Vec<replication::Effect<Entry>>,
     partitions: BTreeMap<PartitionId, Partition>,
     pending: VecDeque<(Lsn, PartitionId, Pending)>,
     /// Waiting for this node's disk, by position; the second number keeps two of one position apart.
@@ -138,25 +146,22 @@ pub struct Shard<W> {
 }
 
 impl<W> Shard<W> {
-    /// Begins the epoch of `set` on what storage found. Emits the epoch's first entry; nothing can be read before it
+    /// Begins the epoch of `primary` on what storage found. Emits the epoch's first entry; nothing can be read before it
     /// is committed.
     ///
     /// # Errors
     /// [`BadEntry`] when the log's tail cannot be understood.
     pub fn begin(
         id: ShardId,
-        me: NodeId,
-        set: CommitSet,
+        primary: Primary<Entry>,
         found: Recovery,
         now: Timestamp,
         out: &mut Vec<Effect<W>>,
     ) -> Result<Self, BadEntry> {
-        assert!(set.epoch > found.epoch, "an epoch of the log is never resumed");
-        let primary = Primary::begin(me, set, found.end, found.applied);
         let mut shard = Self {
             id,
-            me,
             primary,
+            asked: Vec::new(),
             partitions: BTreeMap::new(),
             pending: VecDeque::new(),
             waiting_local: BTreeMap::new(),
@@ -187,6 +192,12 @@ impl<W> Shard<W> {
         for entry in &found.tail {
             shard.replay(entry)?;
         }
+        if mutant!(WallClockExpiry) {
+            let idle = |b: &Remembered| now.since(b.append_time) > PRODUCER_IDLE_MAX;
+            for partition in shard.partitions.values_mut() {
+                partition.producers.retain(|_, state| state.last().is_some_and(|b| !idle(b)));
+            }
+        }
         shard.start_epoch(now, out);
         Ok(shard)
     }
@@ -196,33 +207,68 @@ impl<W> Shard<W> {
         match self.admit(&input) {
             Err(reject) => out.push(Effect::Refuse(input.waiter, reject)),
             Ok(Some(stored)) => {
+                let early = mutant!(DedupeAcksEarly);
                 let waiting = Waiting {
                     waiter: input.waiter,
                     partition: input.partition.index,
                     base_offset: stored.base_offset,
                 };
-                self.wait(stored.lsn, input.acks, waiting, out);
+                if early {
+                    out.push(self.ack(waiting, stored.lsn, input.acks));
+                } else {
+                    self.wait(stored.lsn, input.acks, waiting, out);
+                }
             }
             Ok(None) => self.append_batch(input, now, out),
         }
     }
 
-    /// Takes a replica's word that it has everything below `end` on its disk.
-    pub fn durable(&mut self, node: NodeId, end: Lsn, out: &mut Vec<Effect<W>>) {
-        let advanced = self.primary.durable(node, end).is_some();
-        if node == self.me {
-            let durable = self.primary.durable_here();
-            while let Some(entry) = self.waiting_local.first_entry() {
-                if entry.key().0 >= durable {
-                    break;
-                }
-                let ((lsn, _), waiting) = entry.remove_entry();
-                out.push(self.ack(waiting, lsn, Acks::Local));
+    /// All entries below `end` are durable on this node. For a driver that has no other durable changes.
+    pub fn durable_here(&mut self, end: Lsn, out: &mut Vec<Effect<W>>) {
+        self.lead(out, |primary, asked| primary.written_until(end, asked));
+    }
+
+    /// Lets the primary take an input that says whether the high watermark moved, and does what follows from it.
+    pub(super) fn lead(
+        &mut self,
+        out: &mut Vec<Effect<W>>,
+        act: impl FnOnce(&mut Primary<Entry>, &mut Vec<replication::Effect<Entry>>) -> bool,
+    ) {
+        let advanced = act(&mut self.primary, &mut self.asked);
+        out.extend(self.asked.drain(..).map(Effect::from));
+        let durable = self.primary.durable_here();
+        while let Some(entry) = self.waiting_local.first_entry() {
+            if entry.key().0 >= durable {
+                break;
             }
+            let ((lsn, _), waiting) = entry.remove_entry();
+            out.push(self.ack(waiting, lsn, Acks::Local));
         }
         if advanced {
             self.apply_committed(out);
         }
+    }
+
+    /// The primary.
+    #[must_use]
+    pub fn primary(&self) -> &Primary<Entry> {
+        &self.primary
+    }
+
+    pub(super) fn primary_mut(&mut self) -> &mut Primary<Entry> {
+        &mut self.primary
+    }
+
+    /// Sends replicas what was appended.
+    pub(super) fn pump(&mut self, out: &mut Vec<Effect<W>>) {
+        self.primary.pump(&mut self.asked);
+        out.extend(self.asked.drain(..).map(Effect::from));
+    }
+
+    /// Leads no more: gives back the primary, whose log goes on in another role.
+    #[must_use]
+    pub fn into_primary(self) -> Primary<Entry> {
+        self.primary
     }
 
     /// Begins a partition, unless it is there.
@@ -431,8 +477,8 @@ impl<W> Shard<W> {
             prev_chain: end.chain,
         };
         let entry = Entry::seal(place, kind, partition, body);
-        self.primary.appended(entry.header.chain);
-        out.push(Effect::Append(entry));
+        self.primary.append(entry, &mut self.asked);
+        out.extend(self.asked.drain(..).map(Effect::from));
         end.lsn
     }
 
@@ -543,11 +589,11 @@ impl<W> Shard<W> {
     }
 
     fn start_epoch(&mut self, now: Timestamp, out: &mut Vec<Effect<W>>) {
-        let set = self.primary.set();
+        let me = self.primary.me();
         let start = EpochStart {
-            primary: set.primary.0,
-            incarnation: set.primary.1,
-            set: set.members.clone(),
+            primary: me.node,
+            incarnation: me.incarnation,
+            set: self.primary.config().set.clone(),
             time: now,
         };
         let nowhere = PartitionId::default();

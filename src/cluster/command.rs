@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::site::TopicRecord;
 use crate::{
     limits::{PARTITIONS_MAX, PARTITIONS_PER_TOPIC_MAX, TOPICS_MAX},
+    replication::{ConfigReject, ShardCommand, ShardReport},
     types::{
         Incarnation, NodeId, NodeName, ShardId, SiteName, Timestamp, TopicId, TopicName,
         TopicSettings,
@@ -28,18 +29,11 @@ pub enum MetaCommand {
         name: NodeName,
         /// The identity of its disk: a node whose disk is another one is another node.
         disk_id: u128,
+        /// What the boot says of itself.
+        claim: BootClaim,
     },
-    /// A shard gets a primary and a new epoch.
-    ElectPrimary {
-        /// The shard.
-        shard: ShardId,
-        /// The version that the proposer saw.
-        expect_version: u64,
-        /// The new primary.
-        node: NodeId,
-        /// Its boot.
-        incarnation: Incarnation,
-    },
+    /// A shard gets another primary or commit set.
+    Shard(ShardCommand),
     /// Make a topic.
     CreateTopic {
         /// Its name.
@@ -66,6 +60,30 @@ pub enum MetaCommand {
         /// Its id.
         id: TopicId,
     },
+}
+
+/// What a boot says of itself and of its disk. Each boot writes its number to the disk before it registers: a disk whose
+/// number is not above the site's was put back from a copy, and has lost what came after.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BootClaim {
+    /// Grows with each boot.
+    pub boot: u64,
+    /// Drawn anew at each boot: tells two boots of one number apart.
+    pub nonce: u64,
+    /// The disk has failed, or was put back: what it holds is not to be relied on.
+    pub suspect: bool,
+    /// What it holds of each shard.
+    pub shards: Vec<(ShardId, ShardReport)>,
+}
+
+impl BootClaim {
+    pub(super) fn is_same_boot(&self, other: &Self) -> bool {
+        (self.boot, self.nonce) == (other.boot, other.nonce)
+    }
+
+    pub(super) fn report(&self, shard: ShardId) -> Option<&ShardReport> {
+        self.shards.iter().find(|(id, _)| *id == shard).map(|(_, report)| report)
+    }
 }
 
 /// What came of a command.
@@ -99,21 +117,25 @@ pub enum MetaReject {
     /// The name belongs to a node with another disk.
     #[error("node '{0}' is registered with another disk")]
     OtherDisk(NodeName),
-    /// The node or its boot is not the registered one.
-    #[error("node {0} is not registered with this incarnation")]
-    StaleNode(NodeId),
+    /// The boot is not later than the one that is registered: the disk was put back from a copy. Registered again as suspect,
+    /// with a greater number, the node may go on as one that has lost data.
+    #[error("boot {claimed} is not later than boot {have}, which is registered")]
+    StaleBoot {
+        /// The number that is registered.
+        have: u64,
+        /// The number that was claimed.
+        claimed: u64,
+    },
     /// There is no such shard.
     #[error("shard {0} does not exist")]
     UnknownShard(ShardId),
-    /// Somebody else was first.
-    #[error("shard {shard} is at version {have}, the proposal expected {expected}")]
-    StaleVersion {
+    /// The change does not fit the shard as it is.
+    #[error("shard {shard}: {reason}")]
+    Shard {
         /// The shard.
         shard: ShardId,
-        /// As it is.
-        have: u64,
-        /// As the proposer saw it.
-        expected: u64,
+        /// Why.
+        reason: ConfigReject,
     },
     /// There is no such topic.
     #[error("topic '{0}' does not exist")]
@@ -158,9 +180,9 @@ impl MetaReject {
             | Self::OtherShards { .. }
             | Self::NotFounded
             | Self::OtherDisk(_)
-            | Self::StaleNode(_)
+            | Self::StaleBoot { .. }
             | Self::UnknownShard(_)
-            | Self::StaleVersion { .. } => Fault::new(Code::Internal, message),
+            | Self::Shard { .. } => Fault::new(Code::Internal, message),
         }
     }
 }

@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::command::{MetaCommand, MetaOutcome, MetaReject};
+use super::command::{BootClaim, MetaCommand, MetaOutcome, MetaReject};
 use crate::{
     limits::{PARTITIONS_MAX, PARTITIONS_PER_TOPIC_MAX, TOPICS_MAX},
-    replication::CommitSet,
+    replication::{Boots, ShardCommand, ShardConfig},
     types::{
-        Epoch, Incarnation, NodeId, NodeName, PartitionId, Retention, ShardId, SiteName, Timestamp,
+        Incarnation, NodeId, NodeName, PartitionId, Retention, ShardId, SiteName, Timestamp,
         TopicId, TopicName, TopicSettings,
     },
 };
@@ -24,7 +24,7 @@ pub struct SiteState {
     /// Its nodes.
     pub nodes: BTreeMap<NodeId, NodeRecord>,
     /// Its shards, by number.
-    pub shards: Vec<ShardRecord>,
+    pub shards: Vec<ShardConfig>,
     /// Its topics.
     pub topics: BTreeMap<TopicName, TopicRecord>,
     /// Deleted topics whose partitions may still lie in a shard: only these are ever dropped.
@@ -40,23 +40,8 @@ pub struct NodeRecord {
     pub disk_id: u128,
     /// Its newest boot.
     pub incarnation: Incarnation,
-}
-
-/// Who leads a shard, and who must have its entries.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ShardRecord {
-    /// Grows by one at each change.
-    pub version: u64,
-    /// Grows by one at each change of primary.
-    pub epoch: Epoch,
-    /// The primary and its boot.
-    pub primary: Option<(NodeId, Incarnation)>,
-    /// Replicas that must have an entry and may become primary.
-    pub set: Vec<NodeId>,
-    /// Replicas that must have an entry and may not yet become primary.
-    pub pending: Vec<NodeId>,
-    /// Nothing is committed with fewer members.
-    pub copies_min: u32,
+    /// What that boot said of itself.
+    pub claim: BootClaim,
 }
 
 /// A topic.
@@ -91,10 +76,8 @@ impl SiteState {
         self.applied = index;
         match command {
             MetaCommand::Found { site, shards } => self.found(site, shards),
-            MetaCommand::Register { name, disk_id } => self.register(name, disk_id),
-            MetaCommand::ElectPrimary { shard, expect_version, node, incarnation } => {
-                self.elect(shard, expect_version, node, incarnation)
-            }
+            MetaCommand::Register { name, disk_id, claim } => self.register(name, disk_id, claim),
+            MetaCommand::Shard(command) => self.change_shard(command),
             MetaCommand::CreateTopic { name, settings, now } => self.create(name, settings, now),
             MetaCommand::SetTopic { name, change } => {
                 let topic = self.topics.get_mut(&name).ok_or(MetaReject::UnknownTopic(name))?;
@@ -133,19 +116,17 @@ impl SiteState {
         self.tombstones.iter().flat_map(move |(id, t)| located(*id, &t.shards, shard))
     }
 
+    /// The newest boot of each node.
+    #[must_use]
+    pub fn boots(&self) -> Boots {
+        self.nodes.iter().map(|(id, node)| (*id, node.incarnation)).collect()
+    }
+
     fn found(&mut self, site: SiteName, shards: u16) -> Result<MetaOutcome, MetaReject> {
         match &self.site {
             None => {
                 self.site = Some(site);
-                let empty = ShardRecord {
-                    version: 0,
-                    epoch: Epoch(0),
-                    primary: None,
-                    set: vec![],
-                    pending: vec![],
-                    copies_min: 1,
-                };
-                self.shards = vec![empty; usize::from(shards)];
+                self.shards = vec![ShardConfig::new(1); usize::from(shards)];
                 Ok(MetaOutcome::Done)
             }
             Some(have) if *have != site => Err(MetaReject::OtherSite(have.clone())),
@@ -160,50 +141,56 @@ impl SiteState {
         }
     }
 
-    fn register(&mut self, name: NodeName, disk_id: u128) -> Result<MetaOutcome, MetaReject> {
+    fn register(
+        &mut self,
+        name: NodeName,
+        disk_id: u128,
+        claim: BootClaim,
+    ) -> Result<MetaOutcome, MetaReject> {
         if self.site.is_none() {
             return Err(MetaReject::NotFounded);
         }
         let incarnation = Incarnation(self.applied);
-        if let Some((id, node)) = self.nodes.iter_mut().find(|(_, node)| node.name == name) {
-            if node.disk_id != disk_id {
-                return Err(MetaReject::OtherDisk(name));
-            }
-            node.incarnation = incarnation;
-            return Ok(MetaOutcome::Registered(*id, incarnation));
-        }
-        let id = NodeId(self.applied);
         let first = self.nodes.is_empty();
-        self.nodes.insert(id, NodeRecord { name, disk_id, incarnation });
-        if first {
-            // The first node of a site holds all shards; others are added to their sets later.
-            for shard in &mut self.shards {
-                shard.set = vec![id];
-                shard.version += 1;
+        let kept = BootClaim { shards: Vec::new(), ..claim.clone() };
+        let known = self.nodes.iter_mut().find(|(_, node)| node.name == name);
+        let id = match known {
+            None => {
+                let id = NodeId(self.applied);
+                let record = NodeRecord { name, disk_id, incarnation, claim: kept };
+                self.nodes.insert(id, record);
+                id
+            }
+            Some((_, node)) if node.disk_id != disk_id => return Err(MetaReject::OtherDisk(name)),
+            // The same command twice: its answer was lost.
+            Some((id, node)) if node.claim.is_same_boot(&claim) => {
+                return Ok(MetaOutcome::Registered(*id, node.incarnation));
+            }
+            Some((_, node)) if node.claim.boot >= claim.boot => {
+                return Err(MetaReject::StaleBoot { have: node.claim.boot, claimed: claim.boot });
+            }
+            Some((id, node)) => {
+                node.incarnation = incarnation;
+                node.claim = kept;
+                *id
+            }
+        };
+        for (number, shard) in (0..).zip(&mut self.shards) {
+            if first {
+                // The first node of a site holds all shards; others are added to their sets later.
+                shard.found(id);
+            } else {
+                shard.registered(id, claim.suspect, claim.report(ShardId(number)));
             }
         }
         Ok(MetaOutcome::Registered(id, incarnation))
     }
 
-    fn elect(
-        &mut self,
-        id: ShardId,
-        expected: u64,
-        node: NodeId,
-        incarnation: Incarnation,
-    ) -> Result<MetaOutcome, MetaReject> {
-        let registered = self.nodes.get(&node).is_some_and(|n| n.incarnation == incarnation);
+    fn change_shard(&mut self, command: ShardCommand) -> Result<MetaOutcome, MetaReject> {
+        let boots = self.boots();
+        let ShardCommand { shard: id, change } = command;
         let shard = self.shards.get_mut(usize::from(id.0)).ok_or(MetaReject::UnknownShard(id))?;
-        if shard.version != expected {
-            return Err(MetaReject::StaleVersion { shard: id, have: shard.version, expected });
-        }
-        if !registered || !shard.set.contains(&node) {
-            return Err(MetaReject::StaleNode(node));
-        }
-        shard.version += 1;
-        shard.epoch = shard.epoch.next();
-        shard.primary = Some((node, incarnation));
-        shard.pending.clear();
+        shard.apply(change, &boots).map_err(|reason| MetaReject::Shard { shard: id, reason })?;
         Ok(MetaOutcome::Done)
     }
 
@@ -247,20 +234,6 @@ impl SiteState {
             load[usize::from(shard.0)] += 1;
         }
         load
-    }
-}
-
-impl ShardRecord {
-    /// The commit set as replication wants it, once there is a primary.
-    #[must_use]
-    pub fn commit_set(&self) -> Option<CommitSet> {
-        Some(CommitSet {
-            epoch: self.epoch,
-            primary: self.primary?,
-            members: self.set.clone(),
-            pending: self.pending.clone(),
-            copies_min: self.copies_min,
-        })
     }
 }
 

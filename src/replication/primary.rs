@@ -1,43 +1,41 @@
-//! The primary of one shard: gives entries their place, and knows how far they are committed.
+//! The primary of one shard: gives entries their place, brings replicas to the same log, and knows how far it is
+//! committed.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
-use crate::types::{Epoch, Incarnation, Lsn, NodeId};
-
-/// Who must have an entry before it is committed, as the metadata says.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct CommitSet {
-    /// The reign that this set belongs to.
-    pub epoch: Epoch,
-    /// The primary and its boot: a restarted node never goes on with an old epoch.
-    pub primary: (NodeId, Incarnation),
-    /// Replicas that must have an entry and may become primary.
-    pub members: Vec<NodeId>,
-    /// Replicas that must have an entry and may not yet become primary.
-    pub pending: Vec<NodeId>,
-    /// Nothing is committed with fewer members.
-    pub copies_min: u32,
-}
-
-/// Where a log ends.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct LogEnd {
-    /// The position behind its last entry.
-    pub lsn: Lsn,
-    /// The chain value of its last entry, 0 when there is none.
-    pub chain: u64,
-}
+use super::{
+    config::{Boots, ShardConfig},
+    effect::{Alarm, Effect},
+    entry::{LogEnd, LogEntry, LogView},
+    follower::{Follower, Progress},
+    hand_over::HandOver,
+    history::EpochHistory,
+    local_log::LocalLog,
+    message::{Body, Envelope, FollowerState, Refusal},
+    mutant,
+    set_change::Proposed,
+};
+use crate::{
+    limits::{APPEND_WINDOW_ENTRIES, HEARTBEAT, REPLICA_RETRY},
+    types::{Boot, Epoch, Lsn, NodeId},
+};
 
 /// The primary of one shard in one epoch.
 #[derive(Clone, Debug)]
-pub struct Primary {
-    me: NodeId,
-    set: CommitSet,
-    end: LogEnd,
-    /// What each replica has on its disk, as far as it was acked in this epoch.
-    durable: BTreeMap<NodeId, Lsn>,
-    high_watermark: Lsn,
-    epoch_start: Lsn,
+pub struct Primary<E> {
+    pub(super) me: Boot,
+    pub(super) config: ShardConfig,
+    pub(super) log: LocalLog<E>,
+    pub(super) epoch_start: Lsn,
+    /// Every other node that holds the shard, or should.
+    pub(super) followers: BTreeMap<NodeId, Follower>,
+    pub(super) hand_over: Option<HandOver>,
+    pub(super) proposed: Option<Proposed>,
+    pub(super) floor_at: Duration,
+    /// A member that may not be removed is down.
+    stuck: bool,
+    /// The time of the last input that had one.
+    now: Duration,
 }
 
 /// The commit set is smaller than the site asks for.
@@ -50,159 +48,470 @@ pub struct NotEnoughCopies {
     pub need: u32,
 }
 
-impl Primary {
-    /// Begins an epoch on a log that ends at `end`. Its first entry must be the epoch's start.
+impl<E: LogEntry> Primary<E> {
+    /// Begins the epoch for which this boot was elected. The first entry that it appends must be the epoch's start.
     #[must_use]
-    pub fn begin(me: NodeId, set: CommitSet, end: LogEnd, high_watermark: Lsn) -> Self {
-        assert_eq!(set.primary.0, me, "only the elected node begins an epoch");
-        assert!(high_watermark <= end.lsn, "nothing is committed that is not in the log");
-        let epoch_start = end.lsn;
-        Self { me, set, end, durable: BTreeMap::new(), high_watermark, epoch_start }
+    pub fn begin(
+        me: Boot,
+        config: ShardConfig,
+        boots: &Boots,
+        log: LocalLog<E>,
+        now: Duration,
+    ) -> Self {
+        let elected = config.primary == Some(me) || mutant!(ResumeEpoch);
+        assert!(elected, "only the elected boot begins an epoch");
+        let resumed = config.epoch == log.history().last_epoch() && mutant!(ResumeEpoch);
+        assert!(
+            config.epoch > log.history().last_epoch() || resumed,
+            "an epoch of the log is never resumed"
+        );
+        assert!(config.epoch >= log.promised(), "a promise is kept");
+        let epoch_start = log.end().lsn;
+        let mut primary = Self {
+            me,
+            config,
+            log,
+            epoch_start,
+            followers: BTreeMap::new(),
+            hand_over: None,
+            proposed: None,
+            floor_at: now,
+            stuck: false,
+            now,
+        };
+        primary.know(boots, now);
+        primary
     }
 
-    /// The place of the next entry.
+    /// The boot that leads.
     #[must_use]
-    pub fn end(&self) -> LogEnd {
-        self.end
+    pub fn me(&self) -> Boot {
+        self.me
     }
 
     /// The epoch.
     #[must_use]
     pub fn epoch(&self) -> Epoch {
-        self.set.epoch
+        self.config.epoch
     }
 
-    /// The commit set.
+    /// The shard as the newest metadata that was applied here says.
     #[must_use]
-    pub fn set(&self) -> &CommitSet {
-        &self.set
+    pub fn config(&self) -> &ShardConfig {
+        &self.config
+    }
+
+    /// The log.
+    #[must_use]
+    pub fn log(&self) -> &LocalLog<E> {
+        &self.log
+    }
+
+    /// Gives the log to another role.
+    #[must_use]
+    pub fn into_log(self) -> LocalLog<E> {
+        self.log
+    }
+
+    /// The place of the next entry.
+    #[must_use]
+    pub fn end(&self) -> LogEnd {
+        self.log.end()
     }
 
     /// Positions below this are committed.
     #[must_use]
     pub fn high_watermark(&self) -> Lsn {
-        self.high_watermark
+        self.log.high_watermark()
     }
 
     /// The position below which this node itself has everything on its disk.
     #[must_use]
     pub fn durable_here(&self) -> Lsn {
-        self.durable.get(&self.me).copied().unwrap_or_default()
+        self.log.durable_end()
     }
 
     /// Whether the epoch's own start is committed: until then the end of the log is not known to be.
     #[must_use]
     pub fn is_recovered(&self) -> bool {
-        self.high_watermark > self.epoch_start
-    }
-
-    /// Notes that the entry at the end was written with this chain value.
-    pub fn appended(&mut self, chain: u64) {
-        self.end = LogEnd { lsn: self.end.lsn.next(), chain };
+        self.log.high_watermark() > self.epoch_start
     }
 
     /// Whether a publish may be taken; said before anything is appended, so that a refusal is definite.
     ///
     /// # Errors
-    /// [`NotEnoughCopies`] when the set is smaller than the site or the producer asks for.
+    /// [`NotEnoughCopies`] when the set is smaller than the site or the producer asks for, or a member is down that may
+    /// not be removed.
     pub fn check_copies(&self, require: u32) -> Result<(), NotEnoughCopies> {
-        let have = u32::try_from(self.set.members.len()).unwrap_or(u32::MAX);
-        let need = require.max(self.set.copies_min);
+        let members = u32::try_from(self.config.set.len()).unwrap_or(u32::MAX);
+        let have = members - u32::from(self.stuck && members > 0);
+        let least = if mutant!(IgnoreCopiesMin) { 1 } else { self.config.copies_min };
+        let need = require.max(least);
         if have < need { Err(NotEnoughCopies { have, need }) } else { Ok(()) }
     }
 
     /// How many members of the set have the entry at `lsn` on their disk.
     #[must_use]
     pub fn copies_of(&self, lsn: Lsn) -> u8 {
-        let has = |node: &&NodeId| self.durable.get(node).is_some_and(|end| *end > lsn);
-        u8::try_from(self.set.members.iter().filter(has).count()).unwrap_or(u8::MAX)
+        let has = |node: &&NodeId| self.durable_at(**node) > lsn;
+        u8::try_from(self.config.set.iter().filter(has).count()).unwrap_or(u8::MAX)
     }
 
-    /// Takes a replica's word, of this epoch, that it has everything below `end` on its disk.
-    /// Returns the high watermark if it moved.
-    pub fn durable(&mut self, node: NodeId, end: Lsn) -> Option<Lsn> {
-        if end > self.end.lsn {
-            return None;
+    /// Puts an entry behind the log. Replicas get it by [`Self::pump`].
+    pub fn append(&mut self, entry: E, out: &mut Vec<Effect<E>>) {
+        let end = entry.end();
+        assert!(
+            entry.follows(self.log.end()) && end.epoch == self.epoch(),
+            "the entry was made for another place"
+        );
+        self.log.append(entry, out);
+    }
+
+    /// The disk has done the first `count` appends and changes of this boot. True if the high watermark moved.
+    pub fn written(&mut self, count: u64, out: &mut Vec<Effect<E>>) -> bool {
+        let started = self.has_started();
+        self.log.written(count, out);
+        self.was_written(started, out)
+    }
+
+    /// The same for a disk that reports the end of what is durable.
+    pub fn written_until(&mut self, end: Lsn, out: &mut Vec<Effect<E>>) -> bool {
+        let started = self.has_started();
+        self.log.written_until(end, out);
+        self.was_written(started, out)
+    }
+
+    /// Applies newer metadata of the same epoch. True if the high watermark moved.
+    pub fn configure(
+        &mut self,
+        config: &ShardConfig,
+        boots: &Boots,
+        now: Duration,
+        out: &mut Vec<Effect<E>>,
+    ) -> bool {
+        assert_eq!(config.epoch, self.config.epoch, "another epoch is another primary");
+        self.now = now;
+        self.config.clone_from(config);
+        self.know(boots, now);
+        if self.has_started() {
+            self.ask_all(out);
         }
-        let known = self.durable.entry(node).or_default();
-        *known = end.max(*known);
-        let required = self.set.members.iter().chain(&self.set.pending);
-        let all = required
-            .map(|node| self.durable.get(node).copied().unwrap_or_default())
-            .min()
-            .unwrap_or_default();
-        let enough = self.check_copies(0).is_ok();
+        self.advance(out)
+    }
+
+    /// Takes what a replica says in this epoch. True if the high watermark moved.
+    pub fn message(
+        &mut self,
+        envelope: Envelope<E>,
+        now: Duration,
+        view: &impl LogView,
+        out: &mut Vec<Effect<E>>,
+    ) -> bool {
+        self.now = now;
+        let Envelope { from, body, .. } = envelope;
+        let Some(follower) = self.followers.get_mut(&from.node) else { return false };
+        if follower.incarnation != Some(from.incarnation) && !mutant!(CountOldIncarnation) {
+            return false;
+        }
+        follower.heard_at = now;
+        match body {
+            Body::State(state) => self.reconcile(from, state, view, out),
+            Body::Durable(end) => {
+                if end > self.log.end().lsn {
+                    return false;
+                }
+                self.durable_there(from.node, end);
+                return self.advance(out);
+            }
+            Body::ChunkDurable { base, next } => self.next_chunk(from, base, next, out),
+            Body::Refused(refusal) => self.refused(from, refusal, out),
+            // What a primary says, from one that is none.
+            Body::StartEpoch
+            | Body::Align(_)
+            | Body::Append(_)
+            | Body::InstallBegin { .. }
+            | Body::InstallChunk { .. } => {}
+        }
+        false
+    }
+
+    /// Tells a primary of an older epoch that there is a newer one.
+    pub fn refuse_old(&mut self, from: Boot, body: &Body<E>, out: &mut Vec<Effect<E>>) {
+        if body.is_of_primary() {
+            let refusal = Refusal::StaleEpoch(self.epoch());
+            self.log.when_durable(from, Body::Refused(refusal), out);
+        }
+    }
+
+    /// The driver has made the snapshot that [`Effect::Snapshot`] asked for.
+    pub fn snapshot(&mut self, to: Boot, base: LogEnd, chunks: u32, out: &mut Vec<Effect<E>>) {
+        assert!(base.lsn <= self.log.high_watermark(), "only what is committed is installed");
+        let epoch = self.epoch();
+        let now = self.now;
+        let history = self.history_before(base.lsn);
+        let Some(follower) = self.followers.get_mut(&to.node) else { return };
+        if follower.incarnation == Some(to.incarnation)
+            && matches!(follower.progress, Progress::Snapshotting(least) if base.lsn >= least)
+        {
+            follower.progress = Progress::Installing(base, chunks, 0);
+            follower.asked_at = Some(now);
+            out.push(Effect::Send {
+                to,
+                epoch,
+                body: Body::InstallBegin { base, history, chunks },
+            });
+        }
+    }
+
+    /// Sends replicas what they have not, as far as their window goes. To be called after each input.
+    pub fn pump(&mut self, out: &mut Vec<Effect<E>>) {
+        let (epoch, end, high_watermark) =
+            (self.epoch(), self.log.end().lsn, self.log.high_watermark());
+        let now = self.now;
+        for (node, follower) in &mut self.followers {
+            let (Progress::Streaming(sent), Some(incarnation)) =
+                (follower.progress, follower.incarnation)
+            else {
+                continue;
+            };
+            let until = end.min(Lsn(follower.acked.0 + APPEND_WINDOW_ENTRIES));
+            if until <= sent {
+                continue;
+            }
+            let to = Boot { node: *node, incarnation };
+            out.push(Effect::Replicate { to, epoch, from: sent, until, high_watermark });
+            follower.progress = Progress::Streaming(until);
+            follower.told = high_watermark;
+            follower.asked_at = Some(now);
+        }
+    }
+
+    /// Asks again what was not answered, tells of the high watermark, and looks after the commit set. To be called every
+    /// [`HEARTBEAT`] or oftener.
+    pub fn tick(&mut self, now: Duration, view: &impl LogView, out: &mut Vec<Effect<E>>) {
+        self.now = now;
+        let end = self.log.end().lsn;
+        for follower in self.followers.values_mut() {
+            follower.pass_mark(end, now);
+        }
+        self.stuck = self.is_stuck(now);
+        if !self.has_started() {
+            return;
+        }
+        self.ask_all(out);
+        if let Some(change) = self.review(now) {
+            out.push(Effect::Propose(change));
+        }
+        if let Some(change) = self.floor(now, view) {
+            out.push(Effect::Propose(change));
+        }
+    }
+
+    /// The disk keeps nothing before this any more.
+    pub fn log_starts_at(&mut self, start: Lsn) {
+        self.log.starts_at(start);
+    }
+
+    /// Whether the start of the epoch is durable here: no message of the epoch leaves before that.
+    fn has_started(&self) -> bool {
+        self.log.durable_end() > self.epoch_start
+    }
+
+    fn was_written(&mut self, started: bool, out: &mut Vec<Effect<E>>) -> bool {
+        if !started && self.has_started() {
+            self.ask_all(out);
+        }
+        self.advance(out)
+    }
+
+    /// Takes up which nodes hold the shard, and in which boot.
+    fn know(&mut self, boots: &Boots, now: Duration) {
+        let end = self.log.end().lsn;
+        let wanted: Vec<NodeId> = self
+            .config
+            .required()
+            .chain(self.config.replicas.iter().copied())
+            .filter(|node| *node != self.me.node)
+            .collect();
+        self.followers.retain(|node, _| wanted.contains(node));
+        for node in wanted {
+            let incarnation = boots.get(&node).copied();
+            let follower =
+                self.followers.entry(node).or_insert_with(|| Follower::new(incarnation, end, now));
+            if follower.incarnation != incarnation {
+                follower.rebooted(incarnation);
+            }
+            if follower.regressed && !self.config.set.contains(&node) {
+                // Out of the set it may come back as any other replica does.
+                follower.regressed = false;
+                follower.acked_before = Lsn(0);
+                follower.restart();
+            }
+        }
+    }
+
+    fn ask_all(&mut self, out: &mut Vec<Effect<E>>) {
+        let nodes: Vec<NodeId> = self.followers.keys().copied().collect();
+        for node in nodes {
+            self.ask(node, out);
+        }
+    }
+
+    /// Asks or tells a replica what is due.
+    fn ask(&mut self, node: NodeId, out: &mut Vec<Effect<E>>) {
+        let (epoch, now, high_watermark) = (self.epoch(), self.now, self.log.high_watermark());
+        let Some(follower) = self.followers.get_mut(&node) else { return };
+        let Some(incarnation) = follower.incarnation else { return };
+        let to = Boot { node, incarnation };
+        let overdue = follower.asked_at.is_none_or(|at| now >= at + REPLICA_RETRY);
+        let silent = follower.asked_at.is_none_or(|at| now >= at + HEARTBEAT);
+        let effect = match follower.progress {
+            Progress::Probing if overdue => Effect::Send { to, epoch, body: Body::StartEpoch },
+            Progress::Aligning(common) if overdue => {
+                Effect::Send { to, epoch, body: Body::Align(common) }
+            }
+            Progress::Streaming(sent) => {
+                let behind = follower.acked < sent && overdue;
+                if !behind && !silent && follower.told == high_watermark {
+                    return;
+                }
+                let from = if behind { follower.acked } else { sent };
+                follower.told = high_watermark;
+                Effect::Replicate { to, epoch, from, until: sent, high_watermark }
+            }
+            // A new primary may know less to be committed than a replica does, until its own start is.
+            Progress::Snapshotting(least) if overdue && least <= high_watermark => {
+                Effect::Snapshot { to, least }
+            }
+            Progress::Installing(base, _, index) if overdue => {
+                Effect::SendChunk { to, epoch, base, index }
+            }
+            _ => return,
+        };
+        follower.asked_at = Some(now);
+        out.push(effect);
+    }
+
+    /// Finds how far a replica's log agrees with this one, and how to go on from there.
+    fn reconcile(
+        &mut self,
+        from: Boot,
+        state: FollowerState,
+        view: &impl LogView,
+        out: &mut Vec<Effect<E>>,
+    ) {
+        let (epoch, now) = (self.epoch(), self.now);
+        let own = self.log.history();
+        let common = own.common_end(self.log.end().lsn, &state.history, state.end.lsn);
+        let common = common.filter(|_| !state.installing);
+        let (start, high_watermark) = (self.log.start(), self.log.high_watermark());
+        let member = self.config.set.contains(&from.node);
+        let Some(follower) = self.followers.get_mut(&from.node) else { return };
+        if !matches!(follower.progress, Progress::Probing | Progress::Aligning(_)) {
+            return;
+        }
+        let least = high_watermark.max(follower.acked_before);
+        if member && common.is_none_or(|common| common < least) {
+            follower.regressed = true;
+            follower.progress = Progress::Stopped;
+            out.push(Effect::Alarm(Alarm::Regressed { replica: from }));
+            return;
+        }
+        let Some(common) = common.filter(|common| *common >= start) else {
+            follower.progress = Progress::Snapshotting(state.high_watermark.max(start));
+            follower.asked_at = None;
+            self.ask(from.node, out);
+            return;
+        };
+        follower.asked_at = Some(now);
+        // All before the epoch's start is durable here. If the disk cannot tell, it is asked again.
+        let Some(common) = view.end_at(common) else { return };
+        follower.progress = Progress::Aligning(common);
+        out.push(Effect::Send { to: from, epoch, body: Body::Align(common) });
+    }
+
+    fn durable_there(&mut self, node: NodeId, end: Lsn) {
+        let Some(follower) = self.followers.get_mut(&node) else { return };
+        follower.acks(end);
+        match follower.progress {
+            Progress::Aligning(_) | Progress::Installing(..) => {
+                follower.progress = Progress::Streaming(end);
+            }
+            Progress::Streaming(sent) => follower.progress = Progress::Streaming(sent.max(end)),
+            Progress::Probing | Progress::Snapshotting(_) | Progress::Stopped => {}
+        }
+    }
+
+    fn next_chunk(&mut self, to: Boot, base: LogEnd, next: u32, out: &mut Vec<Effect<E>>) {
+        let (epoch, now) = (self.epoch(), self.now);
+        let Some(follower) = self.followers.get_mut(&to.node) else { return };
+        let Progress::Installing(current, chunks, sent) = follower.progress else { return };
+        if current != base || next < sent || next >= chunks {
+            return;
+        }
+        follower.progress = Progress::Installing(base, chunks, next);
+        follower.asked_at = Some(now);
+        out.push(Effect::SendChunk { to, epoch, base, index: next });
+    }
+
+    fn refused(&mut self, from: Boot, refusal: Refusal, out: &mut Vec<Effect<E>>) {
+        let Some(follower) = self.followers.get_mut(&from.node) else { return };
+        match refusal {
+            Refusal::NotAligned => {
+                if !matches!(follower.progress, Progress::Probing | Progress::Stopped) {
+                    follower.restart();
+                    self.ask(from.node, out);
+                }
+            }
+            Refusal::Gap(end) => {
+                if let Progress::Streaming(sent) = follower.progress
+                    && end >= follower.acked
+                    && end < sent
+                {
+                    follower.progress = Progress::Streaming(end);
+                }
+            }
+            Refusal::Diverged => follower.progress = Progress::Stopped,
+            // A newer epoch: the caller has seen it in the envelope. A full disk: it is asked again.
+            Refusal::StaleEpoch(_) | Refusal::DiskFull => {}
+        }
+    }
+
+    /// What is durable on a node, as far as this epoch tells.
+    fn durable_at(&self, node: NodeId) -> Lsn {
+        if node == self.me.node {
+            return self.log.durable_end();
+        }
+        self.followers.get(&node).map(|follower| follower.acked).unwrap_or_default()
+    }
+
+    /// Moves the high watermark to what every required replica has.
+    fn advance(&mut self, out: &mut Vec<Effect<E>>) -> bool {
+        let members = self.config.set.iter().copied();
+        let all = if mutant!(IgnorePending) {
+            members.map(|node| self.durable_at(node)).min()
+        } else {
+            self.config.required().map(|node| self.durable_at(node)).min()
+        };
+        let all = all.unwrap_or_default();
+        let enough = self.config.set.len() >= self.config.copies_min as usize;
         // An end inside older epochs says nothing: another log may have had the same length.
-        if !enough || all <= self.high_watermark || all <= self.epoch_start {
-            return None;
+        if all <= self.log.high_watermark() || all <= self.epoch_start {
+            return false;
         }
-        self.high_watermark = all;
-        Some(all)
+        if !enough && !mutant!(IgnoreCopiesMin) {
+            return false;
+        }
+        self.log.commit_to(all, out);
+        true
+    }
+
+    fn history_before(&self, end: Lsn) -> EpochHistory {
+        let mut history = self.log.history().clone();
+        history.truncate(end);
+        history
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const A: NodeId = NodeId(1);
-    const B: NodeId = NodeId(2);
-    const C: NodeId = NodeId(3);
-
-    fn primary(members: &[NodeId], pending: &[NodeId], copies_min: u32) -> Primary {
-        let set = CommitSet {
-            epoch: Epoch(4),
-            primary: (A, Incarnation(9)),
-            members: members.to_vec(),
-            pending: pending.to_vec(),
-            copies_min,
-        };
-        let mut primary = Primary::begin(A, set, LogEnd { lsn: Lsn(10), chain: 77 }, Lsn(8));
-        primary.appended(78);
-        primary.appended(79);
-        primary
-    }
-
-    #[test]
-    fn a_set_of_one_commits_what_its_own_disk_has() {
-        let mut p = primary(&[A], &[], 1);
-        assert!(!p.is_recovered());
-        assert_eq!(p.durable(A, Lsn(10)), None, "the epoch has not begun on the disk");
-        assert_eq!(p.durable(A, Lsn(11)), Some(Lsn(11)));
-        assert!(p.is_recovered());
-        assert_eq!(p.durable(A, Lsn(11)), None, "it did not move");
-        assert_eq!(p.durable(A, Lsn(12)), Some(Lsn(12)));
-        assert_eq!(p.copies_of(Lsn(11)), 1);
-    }
-
-    #[test]
-    fn every_member_and_every_pending_replica_must_have_it() {
-        let mut p = primary(&[A, B], &[C], 1);
-        assert_eq!(p.durable(A, Lsn(12)), None);
-        assert_eq!(p.durable(B, Lsn(12)), None);
-        assert_eq!(p.durable(C, Lsn(11)), Some(Lsn(11)));
-        assert_eq!(p.copies_of(Lsn(10)), 2, "a pending replica is no copy to count on");
-    }
-
-    #[test]
-    fn too_small_a_set_commits_nothing() {
-        let mut p = primary(&[A], &[], 2);
-        assert_eq!(p.check_copies(0), Err(NotEnoughCopies { have: 1, need: 2 }));
-        assert_eq!(p.durable(A, Lsn(12)), None);
-    }
-
-    #[test]
-    fn an_end_past_the_log_is_not_believed() {
-        let mut p = primary(&[A], &[], 1);
-        assert_eq!(p.durable(A, Lsn(13)), None);
-        assert_eq!(p.high_watermark(), Lsn(8));
-    }
-
-    #[test]
-    fn an_end_never_goes_back() {
-        let mut p = primary(&[A], &[], 1);
-        assert_eq!(p.durable(A, Lsn(12)), Some(Lsn(12)));
-        assert_eq!(p.durable(A, Lsn(11)), None);
-        assert_eq!(p.durable_here(), Lsn(12));
-    }
-}
+mod tests;

@@ -9,6 +9,7 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError, RwLock,
         atomic::{AtomicBool, Ordering},
     },
+    time::Duration,
 };
 
 use bytes::{BufMut, Bytes, BytesMut};
@@ -24,12 +25,12 @@ use crate::{
     broker::{Checkpoint, Effect, PublishInput, Recovery, Shard},
     cluster::{GroupError, MetaCommand, MetaGroup, MetaOutcome},
     limits::TAIL_CACHE_BYTES_MAX,
-    replication::LogEnd,
+    replication::{EpochHistory, LocalLog, LogEnd, Primary, ShardChange, ShardCommand, Stored},
     storage::{
         CommitQueue, CommitSink, Recovered, RecoveredShard, Reservation, ShardCheckpoint, Store,
         StoreError,
     },
-    types::{Lsn, NodeId, Offset, PartitionId, ProducerId, ShardId, Timestamp, TopicName},
+    types::{Boot, Lsn, NodeId, Offset, PartitionId, ProducerId, ShardId, Timestamp, TopicName},
     wire::{Code, Entry, EntryKind, Fault},
 };
 
@@ -101,6 +102,7 @@ impl Engine {
         let MetaOutcome::Registered(me, incarnation) = registered else {
             unreachable!("a registration is answered by a number")
         };
+        let boot = Boot { node: me, incarnation };
         let mut shards = Vec::new();
         let mut begun = Vec::new();
         let newest = recovered.partitions.iter().map(|(_, _, bounds)| bounds.last_time).max();
@@ -112,26 +114,24 @@ impl Engine {
         for found in recovered.shards {
             let id = found.shard;
             let version = group.read(|site| site.shards[usize::from(id.0)].version);
-            let elect = MetaCommand::ElectPrimary {
-                shard: id,
-                expect_version: version,
-                node: me,
-                incarnation,
-            };
-            group.propose(elect)?;
-            let set = group.read(|site| site.shards[usize::from(id.0)].commit_set());
-            let set = set.unwrap_or_else(|| unreachable!("the election was applied"));
-            let last = found.epochs.last().map(|(epoch, _)| *epoch).unwrap_or_default();
-            if set.epoch <= last {
+            let change =
+                ShardChange::Elect { expect_version: version, primary: boot, drop: Vec::new() };
+            group.propose(MetaCommand::Shard(ShardCommand { shard: id, change }))?;
+            let config = group.read(|site| site.shards[usize::from(id.0)].clone());
+            let log = LocalLog::new(stored(&found));
+            let last = log.promised();
+            if config.epoch <= last {
                 let reason = format!(
                     "the log is at epoch {last}, the metadata at {}: meta.redb is older than data.redb",
-                    set.epoch
+                    config.epoch
                 );
                 return Err(EngineError::Shard { shard: id, reason });
             }
+            let boots = group.read(crate::cluster::SiteState::boots);
+            let primary = Primary::begin(boot, config, &boots, log, Duration::ZERO);
             let recovery = recovery(found, bounds.remove(&id).unwrap_or_default())?;
             let mut out = Vec::new();
-            let shard = Shard::begin(id, me, set, recovery, clock.wall(), &mut out)
+            let shard = Shard::begin(id, primary, recovery, clock.wall(), &mut out)
                 .map_err(|error| EngineError::Shard { shard: id, reason: error.to_string() })?;
             shards.push(Slot { shard: Mutex::new(shard), partitions: RwLock::default() });
             begun.push((id, out));
@@ -362,8 +362,7 @@ impl Engine {
             self.tell(id, effect);
         }
         for waiter in abandoned {
-            let fault = Fault::new(Code::Unknown, "the node stopped before the batch was stored");
-            waiter.handle.refuse(waiter.index, fault);
+            self.tell(id, Effect::Unknown(waiter));
         }
     }
 
@@ -372,6 +371,14 @@ impl Engine {
             Effect::Append(_) => unreachable!("appends are performed under the shard's lock"),
             Effect::Ack(handle, ack) => handle.ack(ack),
             Effect::Refuse(waiter, reject) => waiter.handle.refuse(waiter.index, reject.fault()),
+            Effect::Unknown(waiter) => {
+                let fault =
+                    Fault::new(Code::Unknown, "the node stopped before the batch was stored");
+                waiter.handle.refuse(waiter.index, fault);
+            }
+            // A primary that is the whole set has nobody to send to. How far the log is committed is not stored: the
+            // next start of an epoch confirms all that the log holds.
+            Effect::Replication(_) => {}
             Effect::Committed(committed) => {
                 if let Some(partition) = self.partition(id, committed.partition) {
                     partition.set_view(committed.view);
@@ -459,8 +466,7 @@ pub(super) struct Sink(pub(super) Arc<Engine>);
 impl CommitSink for Sink {
     fn committed(&mut self, ends: &[(ShardId, Lsn)]) {
         for (id, end) in ends {
-            let me = self.0.me;
-            self.0.with(*id, Reservation::FREE, |core, out| core.durable(me, *end, out));
+            self.0.with(*id, Reservation::FREE, |core, out| core.durable_here(*end, out));
         }
         if !*self.0.recovered.borrow() {
             let all = self.0.shard_ids().all(|id| self.0.lock(id).is_recovered());
@@ -524,13 +530,7 @@ fn recovery(
     partitions: Vec<(PartitionId, Offset, Offset, Timestamp)>,
 ) -> Result<Recovery, EngineError> {
     let bad = |reason: &str| EngineError::Shard { shard: found.shard, reason: reason.to_owned() };
-    let mut recovery = Recovery {
-        end: LogEnd { lsn: found.end, chain: found.chain },
-        epoch: found.epochs.last().map(|(epoch, _)| *epoch).unwrap_or_default(),
-        applied: found.applied,
-        partitions,
-        ..Recovery::default()
-    };
+    let mut recovery = Recovery { partitions, ..Recovery::default() };
     for (kind, key, value) in found.state {
         if kind != STATE_PRODUCER {
             return Err(bad("its state has a kind that this program does not know"));
@@ -543,4 +543,10 @@ fn recovery(
     }
     recovery.tail = found.tail;
     Ok(recovery)
+}
+
+fn stored(found: &RecoveredShard) -> Stored {
+    let history = EpochHistory::new(found.epochs.iter().copied());
+    let end = LogEnd { lsn: found.end, epoch: history.last_epoch(), chain: found.chain };
+    Stored { history, end, high_watermark: found.applied, ..Stored::default() }
 }

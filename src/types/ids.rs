@@ -60,6 +60,23 @@ number! {
     TopicId(u64)
 }
 
+/// One boot of one node. A node that restarts is another one to its peers: what its former self said holds no more.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
+pub struct Boot {
+    /// The node.
+    pub node: NodeId,
+    /// Which boot.
+    pub incarnation: Incarnation,
+}
+
+impl fmt::Display for Boot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.node, self.incarnation)
+    }
+}
+
 impl Lsn {
     /// The position after this one.
     #[must_use]

@@ -1,6 +1,9 @@
+use std::time::Duration;
+
 use super::*;
 use crate::{
-    types::{Incarnation, Sequence, TopicId},
+    replication::{Boots, EpochHistory, LocalLog, LogEntry, ShardConfig, Stored},
+    types::{Boot, Epoch, Incarnation, NodeId, Sequence, TopicId},
     wire::{BatchBuilder, Compression, Record, batch},
 };
 
@@ -18,24 +21,34 @@ struct World {
     out: Vec<Effect<&'static str>>,
 }
 
-fn set(epoch: u64) -> CommitSet {
-    CommitSet {
+/// What a restart finds.
+#[derive(Default)]
+struct Found {
+    stored: Stored,
+    recovery: Recovery,
+}
+
+fn primary(epoch: u64, stored: Stored) -> Primary<Entry> {
+    let me = Boot { node: ME, incarnation: Incarnation(epoch) };
+    let config = ShardConfig {
         epoch: Epoch(epoch),
-        primary: (ME, Incarnation(epoch)),
-        members: vec![ME],
-        pending: vec![],
+        primary: Some(me),
+        set: vec![ME],
         copies_min: 1,
-    }
+        ..ShardConfig::default()
+    };
+    Primary::begin(me, config, &Boots::new(), LocalLog::new(stored), Duration::ZERO)
 }
 
 impl World {
     fn new() -> Self {
-        Self::begin(1, Recovery::default())
+        Self::begin(1, Found::default())
     }
 
-    fn begin(epoch: u64, found: Recovery) -> Self {
+    fn begin(epoch: u64, found: Found) -> Self {
         let mut out = Vec::new();
-        let shard = Shard::begin(ShardId(0), ME, set(epoch), found, Timestamp(1), &mut out);
+        let primary = primary(epoch, found.stored);
+        let shard = Shard::begin(ShardId(0), primary, found.recovery, Timestamp(1), &mut out);
         let mut world = Self {
             shard: shard.expect("own work"),
             log: vec![],
@@ -64,6 +77,10 @@ impl World {
                 Effect::Refuse(waiter, reject) => self.refused.push((waiter.handle, reject)),
                 Effect::Committed(c) => drop(self.views.insert(c.partition, c.view)),
                 Effect::Dropped(partition) => drop(self.views.remove(&partition)),
+                Effect::Replication(replication::Effect::Committed(_)) => {}
+                Effect::Unknown(_) | Effect::Replication(_) => {
+                    unreachable!("a set of one sends nothing and forgets nobody")
+                }
             }
         }
     }
@@ -72,7 +89,7 @@ impl World {
     fn sync(&mut self) {
         self.perform();
         let end = self.log.last().expect("an epoch start at least").header.lsn.next();
-        self.shard.durable(ME, end, &mut self.out);
+        self.shard.durable_here(end, &mut self.out);
         self.perform();
     }
 
@@ -111,16 +128,16 @@ impl World {
     /// Restarts on what was appended and a checkpoint of it.
     fn reopen(self, checkpoint: Checkpoint) -> Self {
         let mut found = self.crash();
-        found.tail.retain(|e| e.header.lsn >= checkpoint.applied);
-        found.applied = checkpoint.applied;
+        found.recovery.tail.retain(|e| e.header.lsn >= checkpoint.applied);
+        found.stored.high_watermark = checkpoint.applied;
         for (partition, producer, state) in checkpoint.put {
-            found.add_producer(partition, producer, &state).expect("own work");
+            found.recovery.add_producer(partition, producer, &state).expect("own work");
         }
         Self::begin(2, found)
     }
 
     /// What a restart finds when storage had checkpointed nothing.
-    fn crash(self) -> Recovery {
+    fn crash(self) -> Found {
         let mut bounds = BTreeMap::new();
         for entry in &self.log {
             match entry.header.kind {
@@ -140,15 +157,14 @@ impl World {
                 EntryKind::EpochStart | EntryKind::ProducerExpire => {}
             }
         }
-        let last = self.log.last().expect("an epoch start at least").header;
-        Recovery {
-            end: LogEnd { lsn: last.lsn.next(), chain: last.chain },
-            epoch: last.epoch,
-            applied: Lsn(0),
+        let end = self.log.last().expect("an epoch start at least").end();
+        let history = EpochHistory::new(self.log.iter().map(|e| (e.header.epoch, e.header.lsn)));
+        let recovery = Recovery {
             partitions: bounds.into_iter().map(|(id, (s, e, t))| (id, s, e, t)).collect(),
             producers: vec![],
             tail: self.log,
-        }
+        };
+        Found { stored: Stored { end, history, ..Stored::default() }, recovery }
     }
 }
 
@@ -291,7 +307,7 @@ fn a_checkpoint_before_an_expiry_is_committed_holds_the_producer_as_it_was() {
 fn state_of_a_partition_that_is_gone_is_deleted_by_the_next_checkpoint() {
     let mut found = World::with_partition().crash();
     let nowhere = PartitionId { topic: TopicId(99), index: 0 };
-    found.add_producer(nowhere, ProducerId(7), &[]).expect("empty state");
+    found.recovery.add_producer(nowhere, ProducerId(7), &[]).expect("empty state");
     let mut world = World::begin(2, found);
     world.sync();
     assert_eq!(world.shard.checkpoint().delete, [(nowhere, ProducerId(7))]);
@@ -304,7 +320,7 @@ fn what_is_appended_behind_the_epoch_start_is_not_committed_with_it() {
     let mut world = World::begin(2, world.crash());
     let epoch_start = world.log[0].header.lsn;
     world.publish("b", 0, 0, 3);
-    world.shard.durable(ME, epoch_start.next(), &mut world.out);
+    world.shard.durable_here(epoch_start.next(), &mut world.out);
     world.perform();
     assert_eq!(world.views[&P].end, Offset(2));
 }

@@ -1,5 +1,9 @@
 use super::*;
-use crate::wire::{Change, RetentionChange};
+use crate::{
+    replication::{ConfigReject, ShardChange},
+    types::{Boot, Epoch},
+    wire::{Change, RetentionChange},
+};
 
 fn name(s: &str) -> TopicName {
     s.parse().expect("allowed")
@@ -13,8 +17,9 @@ fn found(site: &str, shards: u16) -> MetaCommand {
     MetaCommand::Found { site: site.parse().expect("allowed"), shards }
 }
 
-fn register(disk_id: u128) -> MetaCommand {
-    MetaCommand::Register { name: "n1".parse().expect("allowed"), disk_id }
+fn register(disk_id: u128, boot: u64) -> MetaCommand {
+    let claim = BootClaim { boot, nonce: boot * 7, ..BootClaim::default() };
+    MetaCommand::Register { name: "n1".parse().expect("allowed"), disk_id, claim }
 }
 
 fn create(topic: &str, partitions: u32) -> MetaCommand {
@@ -25,7 +30,7 @@ fn create(topic: &str, partitions: u32) -> MetaCommand {
 fn site() -> SiteState {
     let mut state = SiteState::default();
     do_it(&mut state, found("home", 4)).expect("new");
-    do_it(&mut state, register(1)).expect("new");
+    do_it(&mut state, register(1, 1)).expect("new");
     state
 }
 
@@ -33,10 +38,24 @@ fn site() -> SiteState {
 fn a_node_keeps_its_number_and_gets_an_incarnation_per_boot() {
     let mut state = site();
     let first = state.nodes.values().next().expect("registered").incarnation;
-    let again = do_it(&mut state, register(1));
+    let again = do_it(&mut state, register(1, 2));
     assert_eq!(again, Ok(MetaOutcome::Registered(NodeId(2), Incarnation(3))));
     assert!(Incarnation(3) > first);
-    assert!(matches!(do_it(&mut state, register(2)), Err(MetaReject::OtherDisk(_))));
+    assert!(matches!(do_it(&mut state, register(2, 3)), Err(MetaReject::OtherDisk(_))));
+    let doubled = do_it(&mut state, register(1, 2));
+    assert_eq!(doubled, again, "the same boot asks twice");
+}
+
+#[test]
+fn a_boot_that_is_not_later_than_the_last_has_an_old_disk() {
+    let mut state = site();
+    do_it(&mut state, register(1, 5)).expect("later");
+    let old = do_it(&mut state, register(1, 4));
+    assert_eq!(old, Err(MetaReject::StaleBoot { have: 5, claimed: 4 }));
+    let claim = BootClaim { boot: 6, nonce: 1, suspect: true, shards: vec![] };
+    let name = "n1".parse().expect("allowed");
+    do_it(&mut state, MetaCommand::Register { name, disk_id: 1, claim }).expect("suspect");
+    assert!(state.shards.iter().all(|shard| shard.stalled), "the last member has lost data");
 }
 
 #[test]
@@ -51,20 +70,20 @@ fn a_site_is_founded_once() {
 #[test]
 fn each_election_makes_a_new_epoch_and_a_late_one_fails() {
     let mut state = site();
-    let elect = |expect_version, incarnation| MetaCommand::ElectPrimary {
-        shard: ShardId(1),
-        expect_version,
-        node: NodeId(2),
-        incarnation: Incarnation(incarnation),
+    let elect = |expect_version, incarnation| {
+        let primary = Boot { node: NodeId(2), incarnation: Incarnation(incarnation) };
+        let change = ShardChange::Elect { expect_version, primary, drop: vec![] };
+        MetaCommand::Shard(ShardCommand { shard: ShardId(1), change })
     };
     do_it(&mut state, elect(1, 2)).expect("right version");
     assert_eq!(state.shards[1].epoch, Epoch(1));
-    assert!(matches!(do_it(&mut state, elect(1, 2)), Err(MetaReject::StaleVersion { .. })));
-    do_it(&mut state, register(1)).expect("same disk");
+    let late = do_it(&mut state, elect(1, 2));
+    let stale = ConfigReject::StaleVersion { have: 2, expected: 1 };
+    assert_eq!(late, Err(MetaReject::Shard { shard: ShardId(1), reason: stale }));
+    do_it(&mut state, register(1, 2)).expect("same disk");
     let stale = do_it(&mut state, elect(2, 2));
-    assert_eq!(stale, Err(MetaReject::StaleNode(NodeId(2))), "the boot before");
-    let set = state.shards[1].commit_set().expect("elected");
-    assert_eq!((set.epoch, set.members), (Epoch(1), vec![NodeId(2)]));
+    assert!(matches!(stale, Err(MetaReject::Shard { .. })), "the boot before");
+    assert_eq!(state.shards[1].set, [NodeId(2)]);
 }
 
 #[test]

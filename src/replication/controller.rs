@@ -1,0 +1,132 @@
+//! Who shall lead: the decisions of the node that leads the metadata group, and of any that believes it does.
+//!
+//! It knows the nodes by their heartbeats and decides by time; that is why nothing it proposes is believed before the
+//! metadata has compared versions.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use super::{
+    config::{Boots, ShardChange, ShardCommand, ShardConfig},
+    entry::LogEnd,
+};
+use crate::{
+    limits::{BOOT_WAIT, FENCE_AFTER, REPLICA_RETRY},
+    types::{Boot, NodeId, ShardId},
+};
+
+/// What a heartbeat says of one shard.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ShardDigest {
+    /// Which.
+    pub shard: ShardId,
+    /// The durable end of its log on that node.
+    pub end: LogEnd,
+}
+
+/// The liveness table of one node, and what it would do about it.
+#[derive(Clone, Debug)]
+pub struct Controller {
+    started: Duration,
+    heard: BTreeMap<NodeId, Heard>,
+    proposed: BTreeMap<ShardId, (u64, Duration)>,
+}
+
+#[derive(Clone, Debug)]
+struct Heard {
+    boot: Boot,
+    at: Duration,
+    ends: BTreeMap<ShardId, LogEnd>,
+}
+
+impl Controller {
+    /// Begins with an empty table.
+    #[must_use]
+    pub fn new(now: Duration) -> Self {
+        Self { started: now, heard: BTreeMap::new(), proposed: BTreeMap::new() }
+    }
+
+    /// A node lives. Heartbeats of an earlier boot than the one heard last are late.
+    pub fn heartbeat(&mut self, from: Boot, digest: &[ShardDigest], now: Duration) {
+        let late = |heard: &Heard| heard.boot.incarnation > from.incarnation;
+        if self.heard.get(&from.node).is_some_and(late) {
+            return;
+        }
+        let ends = digest.iter().map(|d| (d.shard, d.end)).collect();
+        self.heard.insert(from.node, Heard { boot: from, at: now, ends });
+    }
+
+    /// The elections to propose now.
+    pub fn tick<'a>(
+        &mut self,
+        now: Duration,
+        shards: impl Iterator<Item = (ShardId, &'a ShardConfig)>,
+        boots: &Boots,
+    ) -> Vec<ShardCommand> {
+        let mut commands = Vec::new();
+        for (shard, config) in shards {
+            let waits = |(version, at): &(_, Duration)| {
+                *version == config.version && now < *at + REPLICA_RETRY
+            };
+            if config.stalled
+                || self.leads(config, boots, now)
+                || self.proposed.get(&shard).is_some_and(waits)
+            {
+                continue;
+            }
+            let Some(change) = self.elect(shard, config, boots, now) else { continue };
+            self.proposed.insert(shard, (config.version, now));
+            commands.push(ShardCommand { shard, change });
+        }
+        commands
+    }
+
+    /// Whether the shard has a primary that lives, in the boot that was elected.
+    fn leads(&self, config: &ShardConfig, boots: &Boots, now: Duration) -> bool {
+        config.primary.is_some_and(|primary| {
+            let current = boots.get(&primary.node) == Some(&primary.incarnation);
+            // A controller that has just begun gives everybody the time to be heard.
+            let lives = self.alive(primary.node, boots, now).is_some();
+            current && (lives || now < self.started + FENCE_AFTER)
+        })
+    }
+
+    fn alive(&self, node: NodeId, boots: &Boots, now: Duration) -> Option<&Heard> {
+        let heard = self.heard.get(&node)?;
+        let current = boots.get(&node) == Some(&heard.boot.incarnation);
+        (current && now <= heard.at + FENCE_AFTER).then_some(heard)
+    }
+
+    /// The live member with the best log. Any member would be legal; the best one hides the silent loss of one disk.
+    fn elect(
+        &self,
+        shard: ShardId,
+        config: &ShardConfig,
+        boots: &Boots,
+        now: Duration,
+    ) -> Option<ShardChange> {
+        let live: Vec<_> = config
+            .set
+            .iter()
+            .filter_map(|node| self.alive(*node, boots, now))
+            .filter_map(|heard| Some((heard.boot, *heard.ends.get(&shard)?)))
+            .collect();
+        if live.len() < config.set.len() && now < self.started + BOOT_WAIT {
+            // The site may be starting: another member may have more.
+            let first = config.primary.is_none_or(|p| boots.get(&p.node) != Some(&p.incarnation));
+            if first {
+                return None;
+            }
+        }
+        let preference = |boot: &Boot| {
+            let at = config.replicas.iter().position(|node| *node == boot.node);
+            std::cmp::Reverse((at.unwrap_or(usize::MAX), boot.node))
+        };
+        let (primary, _) = live.iter().max_by_key(|(boot, end)| (end.rank(), preference(boot)))?;
+        let dead = |node: &&NodeId| live.iter().all(|(boot, _)| boot.node != **node);
+        let drop = config.set.iter().filter(dead).copied().collect();
+        Some(ShardChange::Elect { expect_version: config.version, primary: *primary, drop })
+    }
+}
+
+#[cfg(test)]
+mod tests;

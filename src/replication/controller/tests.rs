@@ -1,0 +1,91 @@
+use super::*;
+use crate::{
+    replication::fixture::boot,
+    types::{Epoch, Incarnation, Lsn},
+};
+
+const SHARD: ShardId = ShardId(0);
+const SECOND: Duration = Duration::from_secs(1);
+
+fn config(set: &[u64]) -> ShardConfig {
+    ShardConfig {
+        version: 7,
+        epoch: Epoch(3),
+        primary: Some(boot(1, 1)),
+        set: set.iter().copied().map(NodeId).collect(),
+        replicas: [1, 2, 3].map(NodeId).to_vec(),
+        copies_min: 1,
+        ..ShardConfig::default()
+    }
+}
+
+fn boots() -> Boots {
+    [1, 2, 3].map(|n| (NodeId(n), Incarnation(n))).into()
+}
+
+fn hear(controller: &mut Controller, node: u64, epoch: u64, lsn: u64, now: Duration) {
+    let end = LogEnd { lsn: Lsn(lsn), epoch: Epoch(epoch), chain: 0 };
+    controller.heartbeat(boot(node, node), &[ShardDigest { shard: SHARD, end }], now);
+}
+
+fn elected(
+    controller: &mut Controller,
+    config: &ShardConfig,
+    now: Duration,
+) -> Option<(u64, Vec<NodeId>)> {
+    let commands = controller.tick(now, std::iter::once((SHARD, config)), &boots());
+    match commands.into_iter().next()?.change {
+        ShardChange::Elect { primary, drop, .. } => Some((primary.node.0, drop)),
+        other => unreachable!("a controller only elects, not {other:?}"),
+    }
+}
+
+#[test]
+fn a_silent_primary_is_replaced_by_the_live_member_with_the_best_log() {
+    let mut controller = Controller::new(Duration::ZERO);
+    let config = config(&[1, 2, 3]);
+    (1..=3).for_each(|node| hear(&mut controller, node, 3, 9, SECOND * 20));
+    assert_eq!(elected(&mut controller, &config, SECOND * 20), None, "it lives");
+    hear(&mut controller, 2, 3, 10, SECOND * 21);
+    hear(&mut controller, 3, 3, 12, SECOND * 21);
+    assert_eq!(elected(&mut controller, &config, SECOND * 21), Some((3, vec![NodeId(1)])));
+    assert_eq!(elected(&mut controller, &config, SECOND * 21), None, "asked once");
+    let later = SECOND * 21 + REPLICA_RETRY;
+    assert!(
+        elected(&mut controller, &config, later).is_some(),
+        "and again when nothing comes of it"
+    );
+}
+
+#[test]
+fn of_equal_logs_the_preferred_replica_leads() {
+    let mut controller = Controller::new(Duration::ZERO);
+    hear(&mut controller, 2, 3, 9, SECOND * 20);
+    hear(&mut controller, 3, 3, 9, SECOND * 20);
+    assert_eq!(elected(&mut controller, &config(&[1, 2, 3]), SECOND * 20).map(|e| e.0), Some(2));
+}
+
+#[test]
+fn a_starting_site_waits_for_all_members_but_not_for_ever() {
+    let mut controller = Controller::new(Duration::ZERO);
+    let mut config = config(&[1, 2]);
+    config.primary = Some(boot(1, 0));
+    hear(&mut controller, 2, 3, 9, SECOND);
+    assert_eq!(elected(&mut controller, &config, SECOND), None);
+    hear(&mut controller, 2, 3, 9, BOOT_WAIT);
+    assert_eq!(elected(&mut controller, &config, BOOT_WAIT), Some((2, vec![NodeId(1)])));
+}
+
+#[test]
+fn a_stalled_shard_and_boots_that_are_over_are_left_alone() {
+    let mut controller = Controller::new(Duration::ZERO);
+    let mut config = config(&[2]);
+    controller.heartbeat(boot(2, 1), &[], SECOND * 20);
+    assert_eq!(elected(&mut controller, &config, SECOND * 20), None, "a former boot of 2");
+    hear(&mut controller, 2, 3, 9, SECOND * 20);
+    controller.heartbeat(boot(2, 1), &[], SECOND * 20);
+    config.stalled = true;
+    assert_eq!(elected(&mut controller, &config, SECOND * 20), None);
+    config.stalled = false;
+    assert_eq!(elected(&mut controller, &config, SECOND * 20).map(|e| e.0), Some(2));
+}
