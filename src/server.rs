@@ -455,9 +455,11 @@ fn open(config: &Config, site: SiteName, name: NodeName) -> Result<Opened, Start
         tracing::warn!("the node was not stopped in order, the log is recovered");
     }
     // This node is the whole group: the number of its last boot is in its own metadata.
-    let last = group.read(|site| site.nodes.values().map(|node| node.claim.boot).max());
+    let last: Vec<(u64, u64)> = group
+        .read(|site| site.nodes.values().map(|node| (node.claim.boot, node.claim.nonce)).collect());
     let claim = BootClaim {
-        boot: last.map_or(1, |last| last + 1),
+        boot: last.iter().map(|(boot, _)| boot + 1).max().unwrap_or(1),
+        before: last.iter().map(|(_, nonce)| *nonce).collect(),
         nonce: rand::random(),
         suspect: false,
         shards: Vec::new(),

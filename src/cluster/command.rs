@@ -62,14 +62,17 @@ pub enum MetaCommand {
     },
 }
 
-/// What a boot says of itself and of its disk. Each boot writes its number to the disk before it registers: a disk whose
-/// number is not above the site's was put back from a copy, and has lost what came after.
+/// What a boot says of itself and of its disk. Each boot writes its number and nonce to the disk before it registers: a
+/// disk that does not know the boot that the site knows was put back from a copy, and has lost what came after.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BootClaim {
     /// Grows with each boot.
     pub boot: u64,
     /// Drawn anew at each boot: tells two boots of one number apart.
     pub nonce: u64,
+    /// The nonces of the boots of this disk since the last one that is known to have registered, that one too. A number
+    /// alone would not do: an old copy that starts a few times without registering counts up as well.
+    pub before: Vec<u64>,
     /// The disk has failed, or was put back: what it holds is not to be relied on.
     pub suspect: bool,
     /// What it holds of each shard.
@@ -79,6 +82,11 @@ pub struct BootClaim {
 impl BootClaim {
     pub(super) fn is_same_boot(&self, other: &Self) -> bool {
         (self.boot, self.nonce) == (other.boot, other.nonce)
+    }
+
+    /// Whether this boot's disk is one that the `last` registered boot has written to.
+    pub(super) fn follows(&self, last: &Self) -> bool {
+        self.boot > last.boot && (self.suspect || self.before.contains(&last.nonce))
     }
 
     pub(super) fn report(&self, shard: ShardId) -> Option<&ShardReport> {
@@ -117,9 +125,9 @@ pub enum MetaReject {
     /// The name belongs to a node with another disk.
     #[error("node '{0}' is registered with another disk")]
     OtherDisk(NodeName),
-    /// The boot is not later than the one that is registered: the disk was put back from a copy. Registered again as suspect,
+    /// The boot does not follow the one that is registered: the disk was put back from a copy. Registered again as suspect,
     /// with a greater number, the node may go on as one that has lost data.
-    #[error("boot {claimed} is not later than boot {have}, which is registered")]
+    #[error("boot {claimed} does not follow boot {have}, which is registered")]
     StaleBoot {
         /// The number that is registered.
         have: u64,

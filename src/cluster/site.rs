@@ -152,7 +152,7 @@ impl SiteState {
         }
         let incarnation = Incarnation(self.applied);
         let first = self.nodes.is_empty();
-        let kept = BootClaim { shards: Vec::new(), ..claim.clone() };
+        let kept = BootClaim { shards: Vec::new(), before: Vec::new(), ..claim.clone() };
         let known = self.nodes.iter_mut().find(|(_, node)| node.name == name);
         let id = match known {
             None => {
@@ -166,7 +166,7 @@ impl SiteState {
             Some((id, node)) if node.claim.is_same_boot(&claim) => {
                 return Ok(MetaOutcome::Registered(*id, node.incarnation));
             }
-            Some((_, node)) if node.claim.boot >= claim.boot => {
+            Some((_, node)) if !claim.follows(&node.claim) => {
                 return Err(MetaReject::StaleBoot { have: node.claim.boot, claimed: claim.boot });
             }
             Some((id, node)) => {

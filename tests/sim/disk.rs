@@ -22,6 +22,8 @@ pub(crate) struct Ident {
     pub(crate) disk_id: u128,
     pub(crate) node: Option<NodeId>,
     pub(crate) boot: u64,
+    /// Nonces of the boots since the last one that is known to have registered, that one too.
+    pub(crate) nonces: Vec<u64>,
     pub(crate) suspect: bool,
 }
 
@@ -72,7 +74,7 @@ pub(crate) struct Disk {
 impl Image {
     pub(crate) fn empty(name: String, disk_id: u128) -> Self {
         Self {
-            ident: Ident { name, disk_id, node: None, boot: 0, suspect: false },
+            ident: Ident { name, disk_id, node: None, boot: 0, nonces: Vec::new(), suspect: false },
             promised: Epoch(0),
             log: Vec::new(),
             start: Lsn(0),

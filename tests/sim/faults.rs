@@ -112,7 +112,9 @@ impl World {
         node.life += 1;
         // Before anything is said to anybody, and durable at once.
         node.disk.durable.ident.boot += 1;
-        node.process = Some(Process::new(self.rng.next(), now));
+        let nonce = self.rng.next();
+        node.disk.durable.ident.nonces.push(nonce);
+        node.process = Some(Process::new(nonce, now));
         let life = node.life;
         self.observed.push(Observed::Started { node: at });
         let delay = self.rng.between(1_000, TICK);

@@ -189,6 +189,7 @@ impl World {
             let mut image = Image::empty(name.clone(), u128::from(self.names));
             image.ident.boot = 1;
             let claim = BootClaim { boot: 1, nonce: self.rng.next(), ..BootClaim::default() };
+            image.ident.nonces = vec![claim.nonce];
             let boot = self.metadata.register(&name, image.ident.disk_id, claim).expect("new");
             image.ident.node = Some(boot.node);
             self.ids.insert(boot.node, at);
@@ -374,6 +375,7 @@ impl World {
         let claim = BootClaim {
             boot: ident.boot,
             nonce: process.nonce,
+            before: ident.nonces.clone(),
             suspect: ident.suspect,
             shards: vec![(super::metadata::SHARD, disk.durable.report())],
         };
@@ -427,6 +429,7 @@ impl World {
             Ok(boot) => {
                 let ident = &mut node.disk.durable.ident;
                 (ident.node, ident.suspect) = (Some(boot.node), false);
+                ident.nonces = vec![process.nonce];
                 process.registered(boot, &node.disk, node.witness);
                 self.learn(at);
             }
@@ -434,6 +437,7 @@ impl World {
                 let ident = &mut node.disk.durable.ident;
                 (ident.boot, ident.suspect) = (have + 1, true);
                 process.nonce = self.rng.next();
+                ident.nonces.push(process.nonce);
                 self.register(at);
             }
             Err(other) => unreachable!("a registration is refused for its boot only: {other}"),

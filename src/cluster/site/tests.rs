@@ -18,7 +18,8 @@ fn found(site: &str, shards: u16) -> MetaCommand {
 }
 
 fn register(disk_id: u128, boot: u64) -> MetaCommand {
-    let claim = BootClaim { boot, nonce: boot * 7, ..BootClaim::default() };
+    let before = (1..boot).map(|boot| boot * 7).collect();
+    let claim = BootClaim { boot, nonce: boot * 7, before, ..BootClaim::default() };
     MetaCommand::Register { name: "n1".parse().expect("allowed"), disk_id, claim }
 }
 
@@ -52,8 +53,13 @@ fn a_boot_that_is_not_later_than_the_last_has_an_old_disk() {
     do_it(&mut state, register(1, 5)).expect("later");
     let old = do_it(&mut state, register(1, 4));
     assert_eq!(old, Err(MetaReject::StaleBoot { have: 5, claimed: 4 }));
-    let claim = BootClaim { boot: 6, nonce: 1, suspect: true, shards: vec![] };
-    let name = "n1".parse().expect("allowed");
+    // A copy of boot 3 that has started four times without reaching the site.
+    let claim = BootClaim { boot: 7, nonce: 1, before: vec![21, 5, 6, 8], ..BootClaim::default() };
+    let name: NodeName = "n1".parse().expect("allowed");
+    let copy = MetaCommand::Register { name: name.clone(), disk_id: 1, claim };
+    let old = do_it(&mut state, copy);
+    assert_eq!(old, Err(MetaReject::StaleBoot { have: 5, claimed: 7 }));
+    let claim = BootClaim { boot: 6, nonce: 1, suspect: true, ..BootClaim::default() };
     do_it(&mut state, MetaCommand::Register { name, disk_id: 1, claim }).expect("suspect");
     assert!(state.shards.iter().all(|shard| shard.stalled), "the last member has lost data");
 }
