@@ -95,36 +95,14 @@ fn single_records() {
 
 /// Over 100 topics: single records of which about 64 KiB meet in a commit, and full batches of many producers.
 fn written_bytes() {
-    let report = bench(&[
-        "--local",
-        "--seconds",
-        "1",
-        "--repeat",
-        RUNS,
-        "--topics",
-        "100",
-        "--in-flight",
-        "128,192,256",
-    ]);
+    let args = ["--local", "--seconds", "1", "--repeat", RUNS, "--topics", "100", "--in-flight"];
+    let report = bench(&[&args[..], &["128,192,256"]].concat());
     let off = |row: &&Value| (number(row, "/log/commit") - 65_536.0).abs();
     let rows = report["rows"].as_array().into_iter().flatten();
     let row = rows.min_by(|one, other| off(one).total_cmp(&off(other))).expect("three rows");
     written("bytes written for a byte, about 64 KiB a commit", 2.3, row);
-    let report = bench(&[
-        "--local",
-        "--seconds",
-        "1",
-        "--repeat",
-        RUNS,
-        "--topics",
-        "100",
-        "--run",
-        BATCH,
-        "--in-flight",
-        BATCHES_IN_FLIGHT,
-        "--producers",
-        "4",
-    ]);
+    let full = [BATCHES_IN_FLIGHT, "--run", BATCH, "--producers", "4"];
+    let report = bench(&[&args[..], &full].concat());
     written("bytes written for a byte, 1 MiB a commit and more", 1.3, &report["rows"][0]);
 }
 

@@ -77,7 +77,8 @@ impl Mover {
     /// Begins a move; the one before must be over.
     pub(super) fn begin(&mut self, rows: Move) {
         assert!(!self.is_busy(), "one move at a time");
-        self.under_way = rows.rows.last().map(|(last, _)| last + 1);
+        let Some((last, _)) = rows.rows.last() else { return };
+        self.under_way = Some(last + 1);
         match self.thread.as_ref().and_then(|thread| thread.moves.as_ref()) {
             // When the thread has ended, that is found out by whoever waits for it.
             Some(moves) => drop(moves.send(rows)),

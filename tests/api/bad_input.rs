@@ -25,6 +25,13 @@ const GROWTH_MAX: u64 = 16 * 1024 * 1024;
 
 impl Site {
     /// A connection with good manners so far: its hello is said.
+    async fn greeted(&self) -> (quinn::Endpoint, Connection, Control) {
+        let (endpoint, connection) = self.raw().await;
+        let control = hello(&connection, PROTOCOL_VERSION).await;
+        (endpoint, connection, control)
+    }
+
+    /// A connection that has said nothing.
     async fn raw(&self) -> (quinn::Endpoint, Connection) {
         let profile = self.broker.profile();
         let tls = tls::client_config(&profile.credentials(), &[ALPN_CLIENT]).unwrap();
@@ -54,10 +61,10 @@ impl Site {
     }
 }
 
-async fn hello(
-    connection: &Connection,
-    version_min: u16,
-) -> (quinn::SendStream, quinn::RecvStream) {
+/// The stream of the hello: a connection lasts as long as it.
+type Control = (quinn::SendStream, quinn::RecvStream);
+
+async fn hello(connection: &Connection, version_min: u16) -> Control {
     let (mut send, recv) = connection.open_bi().await.unwrap();
     let software = "test".to_owned();
     let hello = Hello { version_min, version_max: version_min, software, features: vec![] };
@@ -84,8 +91,7 @@ async fn reset_code(connection: &Connection, bytes: &[u8]) -> Option<CloseCode> 
 async fn bytes_that_are_no_frames_end_their_stream_alone() {
     let site = Site::start().await;
     let topic = site.topic("unharmed", 1).await;
-    let (_endpoint, connection) = site.raw().await;
-    let _control = hello(&connection, PROTOCOL_VERSION).await;
+    let (_endpoint, connection, _control) = site.greeted().await;
     let mut oversized = BytesMut::new();
     put_varint(&mut oversized, CONTROL_FRAME_LEN_MAX as u64 + 2);
     oversized.extend_from_slice(&[FrameType::Request as u8]);
@@ -139,8 +145,7 @@ async fn frames_without_end_and_frames_without_measure_cost_no_memory() {
     let site = Site::start().await;
     let topic = site.topic("unharmed", 1).await;
     site.still_serves(&topic).await;
-    let (_endpoint, connection) = site.raw().await;
-    let _control = hello(&connection, PROTOCOL_VERSION).await;
+    let (_endpoint, connection, _control) = site.greeted().await;
     let before = site.memory("VmRSS:");
     let mut oversized = BytesMut::new();
     put_varint(&mut oversized, CONTROL_FRAME_LEN_MAX as u64 + 2);
@@ -161,8 +166,7 @@ async fn frames_without_end_and_frames_without_measure_cost_no_memory() {
         let _ = timeout(SOON, recv.read_to_end(1_000)).await.unwrap();
     }
     // Another connection: on this one the last few streams that ended are not given free at once.
-    let (_endpoint, connection) = site.raw().await;
-    let _control = hello(&connection, PROTOCOL_VERSION).await;
+    let (_endpoint, connection, _control) = site.greeted().await;
     let mut held = Vec::new();
     for _ in 1..STREAMS_PER_CONNECTION_DEFAULT {
         let (mut send, recv) = timeout(SOON, connection.open_bi()).await.unwrap().unwrap();
@@ -178,8 +182,7 @@ async fn large_frames_that_never_end_hold_what_a_connection_may_hold() {
     let site = Site::start().await;
     let topic = site.topic("unharmed", 1).await;
     site.still_serves(&topic).await;
-    let (_endpoint, connection) = site.raw().await;
-    let _control = hello(&connection, PROTOCOL_VERSION).await;
+    let (_endpoint, connection, _control) = site.greeted().await;
     let before = site.memory("VmRSS:");
     let mut unfinished = BytesMut::new();
     put_varint(&mut unfinished, CONTROL_FRAME_LEN_MAX as u64);
@@ -213,8 +216,7 @@ async fn clients_that_open_every_stream_and_say_nothing_cost_little_and_harm_nob
     let before = site.memory("VmRSS:");
     let mut silent = Vec::new();
     for _ in 0..8 {
-        let (endpoint, connection) = site.raw().await;
-        let control = hello(&connection, PROTOCOL_VERSION).await;
+        let (endpoint, connection, control) = site.greeted().await;
         let mut streams = Vec::new();
         for _ in 1..STREAMS_PER_CONNECTION_DEFAULT {
             let (mut send, recv) = connection.open_bi().await.unwrap();
