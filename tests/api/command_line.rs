@@ -3,9 +3,12 @@
 use std::{
     fs,
     process::{Command, Output, Stdio},
+    time::Duration,
 };
 
-use super::Site;
+use tokio::time::{Instant, interval};
+
+use super::{Site, node::metric};
 
 impl Site {
     fn run(&self, args: &[&str]) -> Output {
@@ -39,6 +42,26 @@ impl Site {
         let complaint = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(code), "{args:?}: {complaint}");
         assert!(complaint.contains(says), "{complaint}");
+    }
+}
+
+/// What the process has sent last must arrive: nobody sends it again once it is gone.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_program_that_has_ended_is_gone_for_the_node_at_once() {
+    // Sooner than the node finds out by itself.
+    const SOON: Duration = Duration::from_secs(3);
+    let site = Site::start().await;
+    site.runs(&["topic", "create", "left", "--partitions", "1"]);
+    site.runs(&["pub", "left", "one"]);
+    for round in 0..30 {
+        site.runs(&["sub", "left", "--from", "earliest", "--until-caught-up"]);
+        let ended = Instant::now();
+        let mut looks = interval(Duration::from_millis(10));
+        // One is the test's own.
+        while metric(&site.get("/metrics").await, "dunlin_connections") > 1.0 {
+            assert!(ended.elapsed() < SOON, "round {round}: the node still has the connection");
+            looks.tick().await;
+        }
     }
 }
 

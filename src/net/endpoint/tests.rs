@@ -99,33 +99,6 @@ async fn a_client_of_the_site_is_known_by_name() {
 }
 
 #[tokio::test]
-async fn packets_grow_to_what_the_path_carries() {
-    let site = Site::new();
-    let node = site.listen(ClientAuth::Required, "[::]:0");
-    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, node.local_addr().expect("bound").port()));
-    let credentials = site.trusting(Some(site.client()));
-    let tls = Arc::new(tls::client_config(&credentials, &[ALPN_CLIENT]).expect("good credentials"));
-    let dialler = client(tls, &ConnectionLimits::default()).expect("bound");
-    let accept = tokio::spawn(async move {
-        let connection = node.accept().await.expect("open").await.expect("a client");
-        let (_send, mut receive) = connection.accept_bi().await.expect("a stream");
-        while receive.read_chunk(usize::MAX, true).await.is_ok_and(|chunk| chunk.is_some()) {}
-    });
-    let connection =
-        dialler.connect(address, NODE_SERVER_NAME).expect("dialled").await.expect("taken");
-    let (mut send, _receive) = connection.open_bi().await.expect("a stream");
-    let sending = async {
-        while connection.stats().path.current_mtu < 6_000 {
-            send.write_all(&[7; 100_000]).await.expect("taken");
-        }
-    };
-    tokio::time::timeout(Duration::from_secs(20), sending).await.expect("larger packets");
-    drop((send, connection));
-    dialler.close(VarInt::from_u32(0), b"");
-    accept.await.expect("ends");
-}
-
-#[tokio::test]
 async fn a_client_of_another_site_is_refused() {
     let (site, other) = (Site::new(), Site::new());
     let node = site.listen(ClientAuth::Required, "127.0.0.1:0");
