@@ -3,6 +3,7 @@
 //! Layer 2, pure: state + input + now -> effects. No clock, socket, randomness or hash order; the driver in `server`
 //! performs the effects.
 
+mod applied;
 mod entry;
 mod partition;
 mod producer;
@@ -11,6 +12,7 @@ mod replica;
 mod retention;
 mod shard;
 
+pub use applied::{Applied, Seen};
 pub use partition::PartitionView;
 pub use producer::{BadState, ProducerState};
 pub use reject::Reject;
