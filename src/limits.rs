@@ -98,8 +98,18 @@ pub const FLOOR_INTERVAL_ALONE: Duration = Duration::from_millis(200);
 pub const REJOIN_DOUBLINGS_MAX: u32 = 3;
 /// Epochs of a log whose starts are remembered: 16 KiB in a message. A replica that shares none is installed anew.
 pub const EPOCHS_REMEMBERED: usize = 1_024;
+/// Newest entries of a shard that are kept in memory for its replicas, in bytes: what a fast publisher writes while a
+/// replica answers. One that is further behind is served from the disk.
+pub const RECENT_LOG_BYTES_MAX: usize = 2 * 1024 * 1024;
+/// Proposals of shards that may wait for the metadata group. When it is full, shards ask again.
+pub const PROPOSALS_WAITING_MAX: usize = 1_024;
 /// Chunks of one install.
 pub const INSTALL_CHUNKS_MAX: u32 = 1 << 20;
+
+/// How long a batch waits for a connection to the node that leads its partition. A client asks again after it.
+pub const RELAY_DIAL_MAX: Duration = Duration::from_secs(1);
+/// How soon a client may send again a batch for a partition that nobody leads right now.
+pub const RELAY_RETRY: Duration = Duration::from_millis(20);
 
 // ---- connections ----
 

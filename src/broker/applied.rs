@@ -102,10 +102,14 @@ impl Applied {
         self.pending.push_back(Entry { header: entry.header, body });
     }
 
-    /// The log was cut: entries from `end` on are no more.
-    pub fn truncate(&mut self, end: Lsn) {
+    /// The log was cut: entries from `end` on are no more. Returns where the batches among them began.
+    pub fn truncate(&mut self, end: Lsn) -> Vec<(PartitionId, Offset)> {
         debug_assert!(end >= self.committed, "what is committed is never cut");
-        while self.pending.pop_back_if(|entry| entry.header.lsn >= end).is_some() {}
+        let mut cut = Vec::new();
+        while let Some(entry) = self.pending.pop_back_if(|entry| entry.header.lsn >= end) {
+            cut.extend(entry.batch_header().map(|b| (entry.header.partition, b.base_offset)));
+        }
+        cut
     }
 
     /// The entries below `committed` are committed, and durable here: they take effect.

@@ -53,6 +53,12 @@ impl<W> Replica<W> {
         }
     }
 
+    /// The boot that this is.
+    #[must_use]
+    pub fn me(&self) -> Boot {
+        self.me
+    }
+
     /// Applies newer metadata, in the order of its log.
     pub fn configure(
         &mut self,

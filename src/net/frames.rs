@@ -92,6 +92,12 @@ impl FrameReader {
         self.decoder.next_frame()
     }
 
+    /// Gives the stream back. What was read and is no whole frame is lost.
+    #[must_use]
+    pub fn into_stream(self) -> RecvStream {
+        self.stream
+    }
+
     /// The stream itself.
     pub fn stream(&mut self) -> &mut RecvStream {
         &mut self.stream

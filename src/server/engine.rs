@@ -1,65 +1,84 @@
 //! The driver of the shards: takes inputs to the pure core, performs its effects.
 //!
-//! A shard is a value behind a lock. Entries go to the commit queue under that lock, so that the log keeps the order
-//! that the shard decided; everything else happens after it is released.
+//! A shard is a value behind a lock. What goes to the disk and to the replicas leaves under that lock, so that both see
+//! the order that the shard decided; none of it waits. Everything else happens after the lock is released.
 
 use std::{
     collections::{HashMap, HashSet, VecDeque},
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError, RwLock,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
-    time::Duration,
 };
 
-use bytes::{BufMut, Bytes, BytesMut};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
 use super::{
     acks::AckHandle,
     clock::Clock,
     metrics::Metrics,
-    topics::{Partition, Topic, TopicTable},
+    recovery,
+    slot::{Core, LocalView, Slot},
+    topics::{Partition, TopicTable},
 };
 use crate::{
-    broker::{Checkpoint, Effect, PublishInput, Recovery, Shard},
-    cluster::{GroupError, MetaCommand, MetaGroup, MetaOutcome},
-    limits::TAIL_CACHE_BYTES_MAX,
-    replication::{EpochHistory, LocalLog, LogEnd, Primary, ShardChange, ShardCommand, Stored},
-    storage::{
-        CommitQueue, CommitSink, Recovered, RecoveredShard, Reservation, ShardCheckpoint, Store,
-        StoreError,
-    },
-    types::{Boot, Lsn, NodeId, Offset, PartitionId, ProducerId, ShardId, Timestamp, TopicName},
+    broker::{Applied, Effect, PublishInput, Reject, Replica, Seen},
+    cluster::{GroupError, MetaGroup},
+    limits::{PROPOSALS_WAITING_MAX, TAIL_CACHE_BYTES_MAX},
+    peer::{Links, Outgoing},
+    replication::{self, Alarm, Envelope, LogChange, ShardCommand},
+    storage::{Change, CommitQueue, Recovered, Reservation, Store},
+    types::{Boot, Lsn, Offset, PartitionId, ShardId, Timestamp},
     wire::{Code, Entry, EntryKind, Fault},
 };
 
-/// Everything that streams, requests and the commit thread share.
+/// Everything that streams, requests, links and the commit thread share.
 #[derive(Debug)]
 pub(super) struct Engine {
-    pub(super) me: NodeId,
+    pub(super) me: Boot,
     pub(super) store: Store,
     pub(super) queue: CommitQueue,
     pub(super) group: MetaGroup,
     pub(super) topics: TopicTable,
     pub(super) clock: Clock,
     pub(super) metrics: Metrics,
-    shards: Vec<Slot>,
+    pub(super) slots: Vec<Slot>,
+    /// The ways to the other nodes; none before they are opened.
+    pub(super) links: OnceLock<Links>,
     tail: Mutex<TailCache>,
     /// Partitions whose drop is committed.
     dropped: Mutex<HashSet<PartitionId>>,
     disk_low: AtomicBool,
-    /// Held while a topic is made, changed or deleted: metadata, table and shards change together.
-    topic_change: Mutex<()>,
+    /// Held while what the metadata says is taken over: table and shards change together.
+    pub(super) topic_change: Mutex<()>,
     newest_record: Timestamp,
+    /// What shards ask of the metadata group. When it is full they ask again.
+    proposals: mpsc::Sender<ShardCommand>,
+    /// Snapshots that shards ask for.
+    installs: mpsc::Sender<InstallWork>,
     failed: watch::Sender<Option<String>>,
-    recovered: watch::Sender<bool>,
+    ready: watch::Sender<bool>,
 }
 
-#[derive(Debug)]
-struct Slot {
-    shard: Mutex<Shard<AckHandle>>,
-    partitions: RwLock<HashMap<PartitionId, Arc<Partition>>>,
+/// What a shard asks of the one that makes snapshots.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum InstallWork {
+    /// Make one, no older than this, for that replica.
+    Snapshot { shard: ShardId, to: Boot, least: Lsn },
+    /// Send a chunk of it.
+    Chunk {
+        shard: ShardId,
+        to: Boot,
+        epoch: crate::types::Epoch,
+        base: replication::LogEnd,
+        index: u32,
+    },
+}
+
+/// The ends of the channels that an engine fills.
+pub(super) struct Asked {
+    pub(super) proposals: mpsc::Receiver<ShardCommand>,
+    pub(super) installs: mpsc::Receiver<InstallWork>,
 }
 
 /// Batches that were appended a moment ago, oldest first, of all partitions that somebody reads.
@@ -85,57 +104,42 @@ pub(super) enum EngineError {
     },
 }
 
-const STATE_PRODUCER: u8 = 1;
-const STATE_PRODUCER_KEY_LEN: usize = 28;
+/// What an engine stands on.
+pub(super) struct Ground {
+    pub(super) me: Boot,
+    pub(super) group: MetaGroup,
+    pub(super) store: Store,
+    pub(super) queue: CommitQueue,
+    pub(super) clock: Clock,
+    pub(super) metrics: Metrics,
+}
 
 impl Engine {
-    /// Elects this node for every shard, begins the epochs, and brings shards and metadata into agreement.
+    /// Takes up what the disk holds: every shard follows, until this boot is elected.
     pub(super) fn begin(
-        registered: MetaOutcome,
-        group: MetaGroup,
-        store: Store,
-        queue: CommitQueue,
+        ground: Ground,
         recovered: Recovered,
-        clock: Clock,
-        metrics: Metrics,
-    ) -> Result<Arc<Self>, EngineError> {
-        let MetaOutcome::Registered(me, incarnation) = registered else {
-            unreachable!("a registration is answered by a number")
-        };
-        let boot = Boot { node: me, incarnation };
-        let mut shards = Vec::new();
-        let mut begun = Vec::new();
+    ) -> Result<(Arc<Self>, Asked), EngineError> {
+        let Ground { me, group, store, queue, clock, metrics } = ground;
         let newest = recovered.partitions.iter().map(|(_, _, bounds)| bounds.last_time).max();
         let newest_record = newest.filter(|t| *t > Timestamp(0)).unwrap_or_else(|| clock.wall());
         let mut bounds: HashMap<ShardId, Vec<_>> = HashMap::new();
         for (shard, partition, b) in recovered.partitions {
             bounds.entry(shard).or_default().push((partition, b.start, b.end, b.last_time));
         }
+        let mut slots = Vec::new();
         for found in recovered.shards {
             let id = found.shard;
-            let version = group.read(|site| site.shards[usize::from(id.0)].version);
-            let change =
-                ShardChange::Elect { expect_version: version, primary: boot, drop: Vec::new() };
-            group.propose(MetaCommand::Shard(ShardCommand { shard: id, change }))?;
-            let config = group.read(|site| site.shards[usize::from(id.0)].clone());
-            let log = LocalLog::new(stored(&found));
-            let last = log.promised();
-            if config.epoch <= last {
-                let reason = format!(
-                    "the log is at epoch {last}, the metadata at {}: meta.redb is older than data.redb",
-                    config.epoch
-                );
-                return Err(EngineError::Shard { shard: id, reason });
-            }
-            let boots = group.read(crate::cluster::SiteState::boots);
-            let primary = Primary::begin(boot, config, &boots, log, Duration::ZERO);
-            let recovery = recovery(found, bounds.remove(&id).unwrap_or_default())?;
-            let mut out = Vec::new();
-            let shard = Shard::begin(id, primary, recovery, clock.wall(), &mut out)
-                .map_err(|error| EngineError::Shard { shard: id, reason: error.to_string() })?;
-            shards.push(Slot { shard: Mutex::new(shard), partitions: RwLock::default() });
-            begun.push((id, out));
+            let bad = |reason: String| EngineError::Shard { shard: id, reason };
+            let stored = recovery::stored(&found);
+            let committed = stored.high_watermark;
+            let found = recovery::recovery(found, bounds.remove(&id).unwrap_or_default())?;
+            let applied =
+                Applied::new(found, committed).map_err(|error| bad(error.to_string()))?;
+            slots.push(Slot::new(id, Replica::new(id, me, stored), applied));
         }
+        let (proposals, asked_proposals) = mpsc::channel(PROPOSALS_WAITING_MAX);
+        let (installs, asked_installs) = mpsc::channel(PROPOSALS_WAITING_MAX);
         let engine = Arc::new(Self {
             me,
             store,
@@ -144,21 +148,20 @@ impl Engine {
             topics: TopicTable::default(),
             clock,
             metrics,
-            shards,
+            slots,
+            links: OnceLock::new(),
             tail: Mutex::default(),
             dropped: Mutex::default(),
             disk_low: AtomicBool::new(false),
             topic_change: Mutex::default(),
             newest_record,
+            proposals,
+            installs,
             failed: watch::Sender::new(None),
-            recovered: watch::Sender::new(false),
+            ready: watch::Sender::new(false),
         });
-        for (id, out) in begun {
-            let shard = engine.lock(id);
-            engine.perform(id, shard, out, Reservation::FREE);
-        }
-        engine.reconcile();
-        Ok(engine)
+        let asked = Asked { proposals: asked_proposals, installs: asked_installs };
+        Ok((engine, asked))
     }
 
     /// Puts a batch into its shard. The answer comes through the input's handle.
@@ -169,85 +172,65 @@ impl Engine {
         room: Reservation,
     ) {
         let now = self.clock.wall();
-        self.with(shard, room, |core, out| core.publish(input, now, out));
+        self.with(shard, room, |replica, _, out| replica.publish(input, now, out));
     }
 
-    /// Drops the records of a partition before `start`.
+    /// Drops the records of a partition before `start`, if it is led here.
     pub(super) fn trim(&self, partition: &Partition, start: Offset) {
-        self.with(partition.shard, Reservation::FREE, |core, out| {
-            core.trim(partition.id, start, out);
+        self.with(partition.shard, Reservation::FREE, |replica, _, out| {
+            replica.with_shard(out, |shard, out| shard.trim(partition.id, start, out));
         });
     }
 
-    /// Forgets producers that have been silent for long.
+    /// Forgets producers that have been silent for long, in the shards that are led here.
     pub(super) fn expire_producers(&self, most: usize) {
         let now = self.clock.wall();
-        for id in self.shard_ids() {
-            self.with(id, Reservation::FREE, |core, out| core.expire_producers(now, most, out));
+        for slot in &self.slots {
+            self.with(slot.id, Reservation::FREE, |replica, _, out| {
+                replica.with_shard(out, |shard, out| shard.expire_producers(now, most, out));
+            });
         }
     }
 
-    /// Makes a topic, or gives the one that there is when it is the same.
-    pub(super) fn create_topic(
-        &self,
-        name: &TopicName,
-        settings: crate::types::TopicSettings,
-    ) -> Result<Arc<Topic>, GroupError> {
-        let now = self.clock.wall();
-        let _change = self.change_topics();
-        self.propose(MetaCommand::CreateTopic { name: name.clone(), settings, now })?;
-        self.put_topic(name)
+    /// Whether this node leads the shard.
+    pub(super) fn leads(&self, shard: ShardId) -> bool {
+        self.slot(shard).lock().replica.shard().is_some()
     }
 
-    /// Changes how long a topic keeps its records.
-    pub(super) fn set_topic(
-        &self,
-        name: &TopicName,
-        change: crate::wire::RetentionChange,
-    ) -> Result<Arc<Topic>, GroupError> {
-        let _change = self.change_topics();
-        self.propose(MetaCommand::SetTopic { name: name.clone(), change })?;
-        self.put_topic(name)
-    }
-
-    /// Deletes a topic with all that is in it.
-    pub(super) fn delete_topic(&self, name: &TopicName) -> Result<(), GroupError> {
-        let _change = self.change_topics();
-        self.propose(MetaCommand::DeleteTopic { name: name.clone() })?;
-        if let Some(topic) = self.topics.remove(name) {
-            for partition in &topic.partitions {
-                partition.set_dropped();
-                self.with(partition.shard, Reservation::FREE, |core, out| {
-                    core.drop_partition(partition.id, out);
-                });
-            }
+    /// Takes a message of another replica.
+    pub(super) fn message(&self, envelope: Envelope<Entry>) {
+        if usize::from(envelope.shard.0) >= self.slots.len() {
+            return;
         }
-        Ok(())
+        let now = self.clock.uptime();
+        self.with(envelope.shard, Reservation::FREE, |replica, view, out| {
+            replica.message(envelope, now, view, out);
+        });
     }
 
-    /// Removes the tombstones of topics whose partitions are gone from the disk.
-    pub(super) fn forget_dropped_topics(&self) -> Result<(), GroupError> {
-        let gone: Vec<_> = {
-            let dropped = self.dropped();
-            self.group.read(|site| {
-                let partitions = |t: &crate::cluster::Tombstone, topic| {
-                    (0..t.shards.len()).all(|i| {
-                        let index = u32::try_from(i).unwrap_or(u32::MAX);
-                        dropped.contains(&PartitionId { topic, index })
-                    })
-                };
-                site.tombstones
-                    .iter()
-                    .filter(|(id, t)| partitions(t, **id))
-                    .map(|(id, _)| *id)
-                    .collect()
-            })
-        };
-        for id in gone {
-            self.propose(MetaCommand::ForgetTopic { id })?;
-            self.dropped().retain(|partition| partition.topic != id);
+    /// Time has passed.
+    pub(super) fn tick(&self) {
+        let now = self.clock.uptime();
+        for slot in &self.slots {
+            self.with(slot.id, Reservation::FREE, |replica, view, out| {
+                replica.tick(now, view, out);
+            });
         }
-        Ok(())
+    }
+
+    /// The disk has done so many appends and changes of a shard since the start.
+    pub(super) fn written(&self, done: &[(ShardId, u64)]) {
+        for (id, count) in done {
+            self.with(*id, Reservation::FREE, |replica, _, out| replica.written(*count, out));
+        }
+        self.look_whether_ready();
+    }
+
+    /// Tells those who wait once every shard can be served.
+    pub(super) fn look_whether_ready(&self) {
+        if !*self.ready.borrow() && self.slots.iter().all(|slot| slot.lock().is_ready()) {
+            self.ready.send_replace(true);
+        }
     }
 
     /// Append time of the newest record that was found at the start, or the time of the start.
@@ -262,6 +245,9 @@ impl Engine {
 
     pub(super) fn set_disk_low(&self, low: bool) {
         self.disk_low.store(low, Ordering::Relaxed);
+        for slot in &self.slots {
+            slot.lock().replica.set_disk_full(low);
+        }
     }
 
     /// Becomes the reason once the node can write no more.
@@ -278,135 +264,286 @@ impl Engine {
         });
     }
 
-    /// Becomes true once every shard knows the end of its log to be committed.
-    pub(super) fn recovered(&self) -> watch::Receiver<bool> {
-        self.recovered.subscribe()
+    /// Becomes true once every shard has a primary, and those that this node leads know their log to be committed.
+    pub(super) fn ready(&self) -> watch::Receiver<bool> {
+        self.ready.subscribe()
     }
 
     /// Batches that wait for their ack.
     pub(super) fn waiting(&self) -> usize {
-        self.shard_ids().map(|id| self.lock(id).waiting()).sum()
+        let waiting = |slot: &Slot| slot.lock().replica.shard().map_or(0, |s| s.waiting());
+        self.slots.iter().map(waiting).sum()
     }
 
-    fn change_topics(&self) -> MutexGuard<'_, ()> {
-        // It guards no value: a panic under it leaves nothing half done that a restart does not mend.
-        self.topic_change.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Proposes a command. A node that cannot write its metadata must stop, as one that cannot write its log.
-    fn propose(&self, command: MetaCommand) -> Result<MetaOutcome, GroupError> {
-        let outcome = self.group.propose(command);
-        if let Err(error) = &outcome
-            && !matches!(error, GroupError::Rejected(_))
-        {
-            self.fail(&error.to_string());
+    /// Answers all that wait for an ack: what becomes of their batches is not known.
+    pub(super) fn abandon(&self, why: &str) {
+        for slot in &self.slots {
+            let mut waiters = Vec::new();
+            let mut core = slot.lock();
+            core.replica.with_shard(&mut Vec::new(), |shard, _| waiters = shard.abandon());
+            drop(core);
+            for waiter in waiters {
+                waiter.handle.refuse(waiter.index, Fault::new(Code::Unknown, why));
+            }
         }
-        outcome
     }
 
-    fn shard_ids(&self) -> impl Iterator<Item = ShardId> + use<> {
-        (0..u16::try_from(self.shards.len()).unwrap_or(u16::MAX)).map(ShardId)
+    pub(super) fn slot(&self, id: ShardId) -> &Slot {
+        &self.slots[usize::from(id.0)]
     }
 
-    fn lock(&self, id: ShardId) -> MutexGuard<'_, Shard<AckHandle>> {
-        // A panic under this lock is our own bug; the shard's log on disk is still in order.
-        self.slot(id).shard.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn slot(&self, id: ShardId) -> &Slot {
-        &self.shards[usize::from(id.0)]
-    }
-
-    fn dropped(&self) -> MutexGuard<'_, HashSet<PartitionId>> {
+    pub(super) fn dropped(&self) -> MutexGuard<'_, HashSet<PartitionId>> {
         self.dropped.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn with(
+    /// Gives a shard an input, and performs what follows from it.
+    pub(super) fn with<T>(
         &self,
         id: ShardId,
         room: Reservation,
-        act: impl FnOnce(&mut Shard<AckHandle>, &mut Vec<Effect<AckHandle>>),
-    ) {
+        act: impl FnOnce(
+            &mut Replica<AckHandle>,
+            &LocalView<'_>,
+            &mut Vec<Effect<AckHandle>>,
+        ) -> T,
+    ) -> T {
+        let slot = self.slot(id);
         let mut out = Vec::new();
-        let mut shard = self.lock(id);
-        act(&mut shard, &mut out);
-        self.perform(id, shard, out, room);
+        let mut core = slot.lock();
+        let (replica, view) = core.split(id, &self.store);
+        let done = act(replica, &view, &mut out);
+        if out.is_empty() {
+            return done;
+        }
+        let begins = self.perform(slot, core, out, room);
+        if begins {
+            self.compare_partitions(id);
+        }
+        done
     }
 
+    /// Performs effects. True if this node leads the shard since now.
     fn perform(
         &self,
-        id: ShardId,
-        mut shard: MutexGuard<'_, Shard<AckHandle>>,
+        slot: &Slot,
+        mut core: MutexGuard<'_, Core>,
         out: Vec<Effect<AckHandle>>,
         room: Reservation,
-    ) {
+    ) -> bool {
         let mut room = Some(room);
-        let mut closed = false;
+        let (mut closed, mut begins) = (false, false);
         let mut later = Vec::new();
-        for effect in out {
-            let Effect::Append(entry) = effect else {
-                later.push(effect);
-                continue;
-            };
-            self.remember(id, &entry);
-            let room = match entry.header.kind {
-                EntryKind::Records => room.take().unwrap_or(Reservation::FREE),
-                _ => Reservation::FREE,
-            };
-            closed |= self.queue.push(entry, room).is_err();
+        let mut effects = VecDeque::from(out);
+        while let Some(effect) = effects.pop_front() {
+            match effect {
+                Effect::Append(entry) => {
+                    let room = match entry.header.kind {
+                        EntryKind::Records => room.take().unwrap_or(Reservation::FREE),
+                        _ => Reservation::FREE,
+                    };
+                    self.note(slot, &mut core, &entry);
+                    closed |= self.queue.push(entry, room).is_err();
+                }
+                Effect::Replication(effect) => {
+                    self.replicate(slot, &mut core, effect, &mut effects, &mut begins);
+                }
+                // Readers are told by the applied state, which every replica has.
+                Effect::Committed(_) | Effect::Dropped(_) => {}
+                Effect::Ack(..) | Effect::Refuse(..) | Effect::Unknown(_) => later.push(effect),
+            }
         }
+        self.apply(slot, &mut core);
         // The log takes nothing any more: what waits will never be told otherwise.
-        let abandoned = if closed { shard.abandon() } else { Vec::new() };
-        drop(shard);
+        if closed {
+            let abandon = |shard: &mut crate::broker::Shard<AckHandle>, _: &mut Vec<_>| {
+                later.extend(shard.abandon().into_iter().map(Effect::Unknown));
+            };
+            core.replica.with_shard(&mut Vec::new(), abandon);
+        }
+        drop(core);
         for effect in later {
-            self.tell(id, effect);
+            self.tell(slot, effect);
         }
-        for waiter in abandoned {
-            self.tell(id, Effect::Unknown(waiter));
-        }
+        begins
     }
 
-    fn tell(&self, id: ShardId, effect: Effect<AckHandle>) {
+    fn replicate(
+        &self,
+        slot: &Slot,
+        core: &mut Core,
+        effect: replication::Effect<Entry>,
+        effects: &mut VecDeque<Effect<AckHandle>>,
+        begins: &mut bool,
+    ) {
+        use replication::Effect as Asked;
+        let shard = slot.id;
         match effect {
-            Effect::Append(_) => unreachable!("appends are performed under the shard's lock"),
-            Effect::Ack(handle, ack) => handle.ack(ack),
-            Effect::Refuse(waiter, reject) => waiter.handle.refuse(waiter.index, reject.fault()),
-            Effect::Unknown(waiter) => {
-                let fault =
-                    Fault::new(Code::Unknown, "the node stopped before the batch was stored");
-                waiter.handle.refuse(waiter.index, fault);
+            Asked::Append(entry) => effects.push_front(Effect::Append(entry)),
+            Asked::Change(change) => {
+                self.note_change(slot, core, &change);
+                // A closed log takes nothing; the core waits for it in vain, as the node stops.
+                let _ = self.queue.push_change(shard, stored_change(change));
             }
-            // A primary that is the whole set has nobody to send to. How far the log is committed is not stored: the
-            // next start of an epoch confirms all that the log holds.
-            Effect::Replication(_) => {}
-            Effect::Committed(committed) => {
-                if let Some(partition) = self.partition(id, committed.partition) {
-                    partition.set_view(committed.view);
+            Asked::Committed(end) => self.queue.note_committed(shard, end),
+            Asked::Send { to, epoch, body } => {
+                let envelope = Envelope { shard, epoch, from: self.me, to, body };
+                self.send(shard, to, Outgoing::Message(envelope));
+            }
+            Asked::Replicate { to, epoch, from, until, high_watermark } => {
+                let from_boot = self.me;
+                let entries = Outgoing::Entries { epoch, from_boot, from, until, high_watermark };
+                self.send(shard, to, entries);
+            }
+            Asked::Snapshot { to, least } => {
+                self.install(InstallWork::Snapshot { shard, to, least });
+            }
+            Asked::SendChunk { to, epoch, base, index } => {
+                self.install(InstallWork::Chunk { shard, to, epoch, base, index });
+            }
+            Asked::Propose(change) => {
+                // When too much waits, the core asks again.
+                let _ = self.proposals.try_send(ShardCommand { shard, change });
+            }
+            Asked::Recover(epoch) => {
+                let (wall, now) = (self.clock.wall(), self.clock.uptime());
+                let mut out = Vec::new();
+                let recovered = core.applied.recovery().and_then(|found| {
+                    core.replica.recovered(epoch, found, wall, now, &mut out)
+                });
+                match recovered {
+                    Ok(()) => {
+                        tracing::info!(%shard, %epoch, "this node leads the shard");
+                        *begins = true;
+                        effects.extend(out);
+                    }
+                    Err(error) => self.fail(&format!("shard {shard} cannot be led: {error}")),
                 }
             }
-            Effect::Dropped(partition) => {
-                self.slot_partitions(id).remove(&partition);
-                self.dropped().insert(partition);
+            Asked::Superseded => {
+                self.fail("a later start of this node is registered: is its disk in use twice?");
+            }
+            Asked::Alarm(alarm) => self.alarm(shard, alarm),
+        }
+    }
+
+    /// Tells a human what only a human can mend.
+    fn alarm(&self, shard: ShardId, alarm: Alarm) {
+        self.metrics.alarm();
+        match alarm {
+            Alarm::DivergedBelowHighWatermark { common, high_watermark } => tracing::error!(
+                %shard, %common, %high_watermark,
+                "the primary's log lacks what this node knows to be committed: committed records were \
+                 lost elsewhere, or this disk is of another site; this replica follows no more"
+            ),
+            Alarm::ChainMismatch { at } => tracing::error!(
+                %shard, %at,
+                "same position and epoch as on the primary, other content: a damaged disk or a defect; \
+                 this replica follows no more"
+            ),
+            Alarm::Regressed { replica } => tracing::error!(
+                %shard, node = %replica.node,
+                "a member of the commit set has lost what it had acknowledged; it is taken out of the set"
+            ),
+        }
+    }
+
+    fn send(&self, shard: ShardId, to: Boot, outgoing: Outgoing) {
+        if let Some(links) = self.links.get() {
+            links.send(shard, to, outgoing);
+        }
+    }
+
+    fn install(&self, work: InstallWork) {
+        // When too much waits, the core asks again.
+        let _ = self.installs.try_send(work);
+    }
+
+    /// Takes note of an entry on its way to the disk.
+    fn note(&self, slot: &Slot, core: &mut Core, entry: &Entry) {
+        core.applied.append(entry);
+        if core.replica.config().replicas.len() > 1 {
+            core.recent.push(entry.clone());
+        }
+        self.remember(slot, entry);
+    }
+
+    fn note_change(&self, slot: &Slot, core: &mut Core, change: &LogChange<Entry>) {
+        match change {
+            LogChange::Truncate(end) => {
+                for (partition, base) in core.applied.truncate(*end) {
+                    if let Some(partition) = slot.partition(partition) {
+                        partition.forget_from(base);
+                    }
+                }
+                core.recent.truncate(*end);
+            }
+            LogChange::InstallBegin(_) => {
+                core.recent.clear();
+                for partition in slot.partitions().values() {
+                    partition.forget_from(Offset(0));
+                }
+                core.applied = Applied::default();
+            }
+            LogChange::Promise(_) | LogChange::InstallChunk(_) | LogChange::InstallEnd { .. } => {}
+        }
+    }
+
+    /// What is committed, and durable here, takes effect.
+    fn apply(&self, slot: &Slot, core: &mut Core) {
+        let Some(log) = core.replica.log() else { return };
+        let committed = log.high_watermark().min(log.durable_end());
+        if log.is_installing() || committed <= core.applied.committed() {
+            return;
+        }
+        let mut seen = Vec::new();
+        if let Err(error) = core.applied.commit_to(committed, &mut seen) {
+            self.fail(&format!("shard {}: {error}", slot.id));
+            return;
+        }
+        for seen in seen {
+            match seen {
+                Seen::Bounds(committed) => {
+                    if let Some(partition) = slot.partition(committed.partition) {
+                        partition.set_view(committed.view);
+                    }
+                }
+                Seen::Dropped(partition) => {
+                    slot.partitions_mut().remove(&partition);
+                    self.dropped().insert(partition);
+                }
             }
         }
     }
 
-    fn partition(&self, id: ShardId, partition: PartitionId) -> Option<Arc<Partition>> {
-        let partitions = self.slot(id).partitions.read().unwrap_or_else(PoisonError::into_inner);
-        partitions.get(&partition).cloned()
-    }
-
-    fn slot_partitions(
-        &self,
-        id: ShardId,
-    ) -> std::sync::RwLockWriteGuard<'_, HashMap<PartitionId, Arc<Partition>>> {
-        self.slot(id).partitions.write().unwrap_or_else(PoisonError::into_inner)
+    fn tell(&self, slot: &Slot, effect: Effect<AckHandle>) {
+        match effect {
+            Effect::Ack(handle, ack) => handle.ack(ack),
+            Effect::Refuse(waiter, reject) => {
+                waiter.handle.refuse(waiter.index, refusal(slot, &reject));
+            }
+            Effect::Unknown(waiter) => {
+                let fault = Fault::new(
+                    Code::Unknown,
+                    "the node stopped leading the partition before the batch was stored",
+                );
+                waiter.handle.refuse(waiter.index, fault);
+            }
+            Effect::Append(_)
+            | Effect::Committed(_)
+            | Effect::Dropped(_)
+            | Effect::Replication(_) => {
+                unreachable!("performed under the shard's lock")
+            }
+        }
     }
 
     /// Keeps a batch in memory for the readers that are at the end of its partition.
-    fn remember(&self, id: ShardId, entry: &Entry) {
+    fn remember(&self, slot: &Slot, entry: &Entry) {
+        if entry.header.kind != EntryKind::Records {
+            return;
+        }
         let watched = |p: &Arc<Partition>| p.is_watched();
-        let Some(partition) = self.partition(id, entry.header.partition).filter(watched) else {
+        let Some(partition) = slot.partition(entry.header.partition).filter(watched) else {
             return;
         };
         let Ok(header) = entry.batch_header() else { return };
@@ -420,133 +557,35 @@ impl Engine {
             tail.bytes -= len;
         }
     }
+}
 
-    fn put_topic(&self, name: &TopicName) -> Result<Arc<Topic>, GroupError> {
-        let record = self.group.read(|site| site.topics.get(name).cloned());
-        let Some(record) = record else {
-            // Deleted by another client in this moment.
-            return Err(crate::cluster::MetaReject::UnknownTopic(name.clone()).into());
-        };
-        let topic = self.topics.put(name, &record);
-        for partition in &topic.partitions {
-            self.slot_partitions(partition.shard).insert(partition.id, Arc::clone(partition));
-            self.with(partition.shard, Reservation::FREE, |core, out| {
-                core.create(partition.id, name.as_str().as_bytes(), out);
-            });
+/// A refusal as the client is told. A partition that the metadata knows and its shard does not is being begun.
+fn refusal(slot: &Slot, reject: &Reject) -> Fault {
+    match reject {
+        Reject::UnknownPartition(id) if slot.partition(*id).is_some_and(|p| !p.is_dropped()) => {
+            Fault::new(Code::Electing, format!("partition {id} is being begun"))
         }
-        Ok(topic)
-    }
-
-    /// After a start: topics that the metadata has and a shard does not are begun, deleted ones are dropped.
-    fn reconcile(&self) {
-        let names: Vec<_> = self.group.read(|site| site.topics.keys().cloned().collect());
-        for name in names {
-            // The name was there under the same lock of a node that serves nobody yet.
-            let _ = self.put_topic(&name);
-        }
-        for id in self.shard_ids() {
-            let dropped: Vec<_> = self.group.read(|site| site.dropped_from(id).collect());
-            for partition in dropped {
-                if self.lock(id).view(partition).is_none() {
-                    self.dropped().insert(partition);
-                } else {
-                    self.with(id, Reservation::FREE, |core, out| {
-                        core.drop_partition(partition, out)
-                    });
-                }
-            }
-        }
+        reject => reject.fault(),
     }
 }
 
-/// The commit thread's way back to the shards.
-#[derive(Debug)]
-pub(super) struct Sink(pub(super) Arc<Engine>);
-
-impl CommitSink for Sink {
-    fn committed(&mut self, ends: &[(ShardId, Lsn)]) {
-        for (id, end) in ends {
-            self.0.with(*id, Reservation::FREE, |core, out| core.durable_here(*end, out));
-        }
-        if !*self.0.recovered.borrow() {
-            let all = self.0.shard_ids().all(|id| self.0.lock(id).is_recovered());
-            self.0.recovered.send_replace(all);
-        }
-    }
-
-    fn checkpoint(&mut self) -> Vec<ShardCheckpoint> {
-        let engine = &self.0;
-        engine.shard_ids().map(|id| stored_checkpoint(id, engine.lock(id).checkpoint())).collect()
-    }
-
-    fn failed(&mut self, error: &StoreError) {
-        tracing::error!(%error, "the log cannot be written, the node stops");
-        for id in self.0.shard_ids() {
-            let abandoned = self.0.lock(id).abandon();
-            for waiter in abandoned {
-                let fault = Fault::new(Code::Unknown, "the node's disk failed");
-                waiter.handle.refuse(waiter.index, fault);
-            }
-        }
-        self.0.fail(&error.to_string());
-    }
-}
-
-fn stored_checkpoint(shard: ShardId, checkpoint: Checkpoint) -> ShardCheckpoint {
-    let key = |partition: PartitionId, producer: ProducerId| {
-        let mut key = BytesMut::with_capacity(STATE_PRODUCER_KEY_LEN);
-        key.put_u64(partition.topic.0);
-        key.put_u32(partition.index);
-        key.put_u128(producer.0);
-        key.freeze()
+/// A change of a log in the words of the store.
+fn stored_change(change: LogChange<Entry>) -> Change {
+    let point = |end: replication::LogEnd| crate::storage::LogPoint {
+        lsn: end.lsn,
+        epoch: end.epoch,
+        chain: end.chain,
     };
-    ShardCheckpoint {
-        shard,
-        applied: checkpoint.applied,
-        put: checkpoint
-            .put
-            .into_iter()
-            .map(|(partition, producer, value)| (STATE_PRODUCER, key(partition, producer), value))
-            .collect(),
-        delete: checkpoint
-            .delete
-            .into_iter()
-            .map(|(partition, producer)| (STATE_PRODUCER, key(partition, producer)))
-            .collect(),
-    }
-}
-
-fn producer_of_key(mut key: Bytes) -> Option<(PartitionId, ProducerId)> {
-    use bytes::Buf;
-    if key.len() != STATE_PRODUCER_KEY_LEN {
-        return None;
-    }
-    let partition = PartitionId { topic: key.get_u64().into(), index: key.get_u32() };
-    Some((partition, ProducerId(key.get_u128())))
-}
-
-fn recovery(
-    found: RecoveredShard,
-    partitions: Vec<(PartitionId, Offset, Offset, Timestamp)>,
-) -> Result<Recovery, EngineError> {
-    let bad = |reason: &str| EngineError::Shard { shard: found.shard, reason: reason.to_owned() };
-    let mut recovery = Recovery { partitions, ..Recovery::default() };
-    for (kind, key, value) in found.state {
-        if kind != STATE_PRODUCER {
-            return Err(bad("its state has a kind that this program does not know"));
+    match change {
+        LogChange::Promise(epoch) => Change::Promise(epoch),
+        LogChange::Truncate(end) => Change::Truncate(end),
+        LogChange::InstallBegin(base) => Change::InstallBegin { base: point(base) },
+        LogChange::InstallChunk(chunk) => Change::InstallChunk {
+            entries: chunk.entries,
+            state: chunk.state.into_iter().map(|r| (r.kind, r.key.into(), r.value.into())).collect(),
+        },
+        LogChange::InstallEnd { base, history } => {
+            Change::InstallEnd { base: point(base), epochs: history.starts().collect() }
         }
-        let Some((partition, producer)) = producer_of_key(key) else {
-            return Err(bad("its state has a malformed key"));
-        };
-        let added = recovery.add_producer(partition, producer, &value);
-        added.map_err(|error| bad(&error.to_string()))?;
     }
-    recovery.tail = found.tail;
-    Ok(recovery)
-}
-
-fn stored(found: &RecoveredShard) -> Stored {
-    let history = EpochHistory::new(found.epochs.iter().copied());
-    let end = LogEnd { lsn: found.end, epoch: history.last_epoch(), chain: found.chain };
-    Stored { history, end, high_watermark: found.applied, ..Stored::default() }
 }

@@ -1,6 +1,6 @@
 //! A publish stream: batches in, acks out.
 
-use std::{convert::Infallible, sync::Arc};
+use std::{collections::HashMap, convert::Infallible, sync::Arc};
 
 use bytes::{Bytes, BytesMut};
 use quinn::SendStream;
@@ -11,6 +11,7 @@ use super::{
     acks::{AckHandle, AckQueue, Outcome, Permits},
     engine::Engine,
     metrics::Metrics,
+    relay::{Passed, Relay, Relays},
     streams::{self, StreamError},
     topics::{Partition, Topic},
 };
@@ -18,7 +19,7 @@ use crate::{
     broker::{PublishInput, Waiter},
     limits::{BATCH_LEN_MAX, PUBLISH_WINDOW_BATCHES, PUBLISH_WINDOW_BYTES},
     net::frames::FrameReader,
-    types::Acks,
+    types::{Acks, NodeId},
     wire::{
         BadBatch, Batch, BatchHeader, Code, Compression, Detail, Fault, FrameType, Nack, Publish,
         PublishOk, PublishOpen, entry::ENTRY_HEADER_LEN, put_control,
@@ -27,7 +28,9 @@ use crate::{
 
 /// What one publish stream works with.
 pub(super) struct PublishStream<'a> {
-    pub(super) engine: &'a Engine,
+    pub(super) engine: &'a Arc<Engine>,
+    /// The ways to the other nodes.
+    pub(super) relays: &'a Arc<Relays>,
     /// Bytes that this connection may have waiting for acks.
     pub(super) connection_bytes: &'a Arc<Semaphore>,
     pub(super) connection_bytes_max: u32,
@@ -38,6 +41,7 @@ struct Settings {
     topic: Arc<Topic>,
     acks: Acks,
     require_copies: u32,
+    open: PublishOpen,
 }
 
 impl PublishStream<'_> {
@@ -55,8 +59,8 @@ impl PublishStream<'_> {
             window_batches: PUBLISH_WINDOW_BATCHES,
             window_bytes: PUBLISH_WINDOW_BYTES.min(self.connection_bytes_max),
         };
-        let settings =
-            Settings { topic, acks: open.acks, require_copies: open.require_copies.unwrap_or(0) };
+        let (acks, require_copies) = (open.acks, open.require_copies.unwrap_or(0));
+        let settings = Settings { topic, acks, require_copies, open };
         streams::send(output, FrameType::PublishOk, &ok).await?;
 
         let outcomes = Arc::new(AckQueue::default());
@@ -77,6 +81,7 @@ impl PublishStream<'_> {
         outcomes: &Arc<AckQueue>,
         window: &Arc<Semaphore>,
     ) -> Result<(), StreamError> {
+        let mut ways = HashMap::new();
         for index in 0.. {
             let frame = tokio::select! {
                 biased;
@@ -91,6 +96,17 @@ impl PublishStream<'_> {
             let permits = self.permits(publish.batch.len(), window).await?;
             let handle = AckHandle { queue: Arc::clone(outcomes), permits };
             match self.admit(settings, &publish) {
+                Ok((partition, header)) if let Some(node) = self.elsewhere(settings, partition) => {
+                    let passed = Passed {
+                        shard: partition.shard,
+                        partition: publish.partition,
+                        batch: publish.batch,
+                        index,
+                        handle,
+                    };
+                    self.engine.metrics.relayed(header.records);
+                    self.pass_on(settings, &mut ways, node, passed);
+                }
                 Ok((partition, header)) => {
                     self.hand_over(settings, partition, header, publish.batch, index, handle).await;
                 }
@@ -130,6 +146,31 @@ impl PublishStream<'_> {
         }
         let header = check_batch(&publish.batch).map_err(|error| bad_batch(&error))?;
         Ok((partition, header))
+    }
+
+    /// The other node that leads a partition, if batches for it are to be passed on.
+    fn elsewhere(&self, settings: &Settings, partition: &Partition) -> Option<NodeId> {
+        let primary = self.engine.slot(partition.shard).primary()?;
+        (primary != self.engine.me.node && !settings.open.direct).then_some(primary)
+    }
+
+    fn pass_on(
+        &self,
+        settings: &Settings,
+        ways: &mut HashMap<NodeId, Relay>,
+        node: NodeId,
+        passed: Passed,
+    ) {
+        let open = || self.relays.open(self.engine, node, settings.open.clone());
+        let way = ways.entry(node).or_insert_with(open);
+        if let Err(passed) = way.send(passed) {
+            // That way has ended: there may be a better one by now.
+            *way = open();
+            // A new way has room for a whole window.
+            if let Err(passed) = way.send(passed) {
+                passed.handle.refuse(passed.index, streams::stopping());
+            }
+        }
     }
 
     async fn hand_over(

@@ -147,6 +147,11 @@ impl Partition {
         self.recent().push_back(Recent { base, end, batch });
     }
 
+    /// Batches from this offset on were cut off the log.
+    pub(super) fn forget_from(&self, base: Offset) {
+        self.recent().retain(|recent| recent.end <= base);
+    }
+
     pub(super) fn forget_oldest(&self) {
         self.recent().pop_front();
     }

@@ -283,6 +283,9 @@ pub struct PublishOpen {
     /// Who writes, for the log; each batch carries the id again.
     #[serde(default)]
     pub producer: ProducerId,
+    /// Batches for a partition that another node leads are refused with `NotPrimary`, not passed on.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub direct: bool,
 }
 
 /// The node's answer to [`PublishOpen`].

@@ -93,7 +93,7 @@ fn in_steps_or_at_once_is_the_same() {
 fn what_was_cut_off_has_left_nothing() {
     let log = Log::story();
     let (mut cut, _) = applied(&log, log.entries.len(), 3);
-    cut.truncate(Lsn(5));
+    assert_eq!(cut.truncate(Lsn(5)), [(P, Offset(5))]);
     let (whole, _) = applied(&log, 5, 3);
     assert_eq!((&cut.partitions, &cut.pending), (&whole.partitions, &whole.pending));
     assert_eq!(cut.checkpoint(), whole.clone().checkpoint());

@@ -1,0 +1,143 @@
+//! What comes from other nodes, and where links read what they send.
+
+use std::{
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use tokio::sync::mpsc;
+
+use super::{
+    engine::Engine,
+    slot::log_end_at,
+};
+use crate::{
+    cluster::{BoxFuture, MetaGroup, MetaTransport, Unreachable},
+    limits::HEARTBEATS_WAITING_MAX,
+    peer::{CallError, Heartbeat, Links, LogSource, PeerSink},
+    replication::{Envelope, LogEnd},
+    types::{Lsn, NodeId, NodeName, ShardId},
+    wire::Entry,
+};
+
+/// The parts of this node that other nodes talk to. They come one after the other while the node starts; what is asked of
+/// a part that is not there yet is not answered, and is asked again.
+#[derive(Debug)]
+pub(super) struct Peers {
+    pub(super) group: OnceLock<MetaGroup>,
+    pub(super) engine: OnceLock<Arc<Engine>>,
+    heartbeats: mpsc::Sender<Heartbeat>,
+}
+
+impl Peers {
+    /// The parts, and where heartbeats come out.
+    pub(super) fn new() -> (Arc<Self>, mpsc::Receiver<Heartbeat>) {
+        let (heartbeats, heard) = mpsc::channel(HEARTBEATS_WAITING_MAX);
+        let peers = Self { group: OnceLock::new(), engine: OnceLock::new(), heartbeats };
+        (Arc::new(peers), heard)
+    }
+}
+
+impl PeerSink for Peers {
+    fn knows(&self, node: NodeId, name: &NodeName) -> bool {
+        let Some(group) = self.group.get() else { return false };
+        group.read(|site| match site.nodes.get(&node) {
+            Some(record) => record.name == *name,
+            // A node that has just joined knows nobody: what its site's authority has signed is enough.
+            None => site.nodes.is_empty(),
+        })
+    }
+
+    fn envelope(&self, _from: NodeId, envelope: Envelope<Entry>) -> BoxFuture<'_, ()> {
+        if let Some(engine) = self.engine.get() {
+            engine.message(envelope);
+        }
+        Box::pin(std::future::ready(()))
+    }
+
+    fn heartbeat(&self, _from: NodeId, beat: Heartbeat) {
+        // One that is lost is followed by the next.
+        let _ = self.heartbeats.try_send(beat);
+    }
+
+    fn call(&self, from: NodeId, request: Bytes) -> BoxFuture<'_, Bytes> {
+        Box::pin(async move {
+            match self.group.get() {
+                Some(group) => group.answer(from, request).await,
+                // Not ready: the caller takes an empty answer for none.
+                None => Bytes::new(),
+            }
+        })
+    }
+}
+
+impl LogSource for Peers {
+    fn entries(
+        &self,
+        shard: ShardId,
+        from: Lsn,
+        until: Lsn,
+        bytes_max: usize,
+    ) -> BoxFuture<'_, Option<(LogEnd, Vec<Entry>)>> {
+        Box::pin(async move {
+            let engine = self.engine.get()?;
+            let recent = {
+                let core = engine.slot(shard).lock();
+                let prev = match from {
+                    Lsn(0) => Some(LogEnd::default()),
+                    from => core.recent.end_at(from),
+                };
+                let entries = match from < until {
+                    true => core.recent.read(from, until, bytes_max),
+                    false => Some(Vec::new()),
+                };
+                // With nothing to send, the end of the whole log is what precedes it.
+                let end = core.replica.log().map(|log| log.end()).filter(|end| end.lsn == from);
+                prev.or(end).zip(entries)
+            };
+            if recent.is_some() {
+                return recent;
+            }
+            let store = engine.store.clone();
+            let read = move || {
+                let prev = log_end_at(&store, shard, from)?;
+                if from >= until {
+                    return Some((prev, Vec::new()));
+                }
+                match store.read_log(shard, from, until, bytes_max) {
+                    Ok(entries) => Some((prev, entries)),
+                    Err(error) => {
+                        tracing::error!(%shard, %from, %error, "the log cannot be read for a replica");
+                        None
+                    }
+                }
+            };
+            tokio::task::spawn_blocking(read).await.ok().flatten()
+        })
+    }
+}
+
+/// The metadata group's requests, over the links.
+#[derive(Debug)]
+pub(super) struct GroupLinks(pub(super) Links);
+
+impl MetaTransport for GroupLinks {
+    fn call(
+        &self,
+        to: NodeId,
+        request: Bytes,
+        deadline: Duration,
+    ) -> BoxFuture<'_, Result<Bytes, Unreachable>> {
+        Box::pin(async move {
+            match self.0.call(to, request, deadline).await {
+                Ok(answer) if answer.is_empty() => {
+                    Err(Unreachable::NotSent("the node is starting".to_owned()))
+                }
+                Ok(answer) => Ok(answer),
+                Err(error @ CallError::NotSent(_)) => Err(Unreachable::NotSent(error.to_string())),
+                Err(error) => Err(Unreachable::NoAnswer(error.to_string())),
+            }
+        })
+    }
+}

@@ -1,0 +1,36 @@
+//! The commit thread's way back to the shards.
+
+use std::sync::Arc;
+
+use super::{engine::Engine, recovery};
+use crate::{
+    storage::{CommitSink, ShardCheckpoint, StoreError},
+    types::{Lsn, ShardId},
+};
+
+/// Tells an engine what its disk has done.
+#[derive(Debug)]
+pub(super) struct Sink(pub(super) Arc<Engine>);
+
+impl CommitSink for Sink {
+    fn committed(&mut self, done: &[(ShardId, u64)]) {
+        self.0.written(done);
+    }
+
+    fn checkpoint(&mut self) -> Vec<ShardCheckpoint> {
+        let slots = self.0.slots.iter();
+        slots.map(|slot| recovery::checkpoint(slot.id, slot.lock().applied.checkpoint())).collect()
+    }
+
+    fn log_started(&mut self, starts: &[(ShardId, Lsn)]) {
+        for (shard, start) in starts {
+            self.0.slot(*shard).lock().replica.log_starts_at(*start);
+        }
+    }
+
+    fn failed(&mut self, error: &StoreError) {
+        tracing::error!(%error, "the log cannot be written, the node stops");
+        self.0.abandon("the node's disk failed");
+        self.0.fail(&error.to_string());
+    }
+}
