@@ -181,9 +181,11 @@ impl Engine {
 
     /// Forgets producers that have been silent for long.
     pub(super) fn expire_producers(&self, most: usize) {
-        let now = self.clock.wall();
+        let (wall, now) = (self.clock.wall(), self.clock.uptime());
         for id in self.shard_ids() {
-            self.with(id, Reservation::FREE, |core, out| core.expire_producers(now, most, out));
+            self.with(id, Reservation::FREE, |core, out| {
+                core.expire_producers(wall, now, most, out);
+            });
         }
     }
 
