@@ -59,6 +59,9 @@ pub const ROW_LEN_MAX: usize = 64 * 1024 - 64;
 pub const PRODUCERS_PER_PARTITION_MAX: usize = 1_000;
 /// A producer that wrote nothing for this long is forgotten, by a logged `ProducerExpire`.
 pub const PRODUCER_IDLE_MAX: Duration = Duration::from_secs(7 * 24 * 60 * 60);
+/// No producer is forgotten before its primary has itself seen it silent for this long, whatever wall clocks say: one that
+/// jumped must not forget a producer whose batch is still on its way. Longer than anybody sends a batch again.
+pub const PRODUCER_SILENCE_MIN: Duration = Duration::from_secs(24 * 60 * 60);
 /// Batches of one producer in one partition that can be recognised when sent again; also the most it may have in flight there.
 pub const PRODUCER_BATCHES_REMEMBERED: usize = 64;
 

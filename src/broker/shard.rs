@@ -3,7 +3,10 @@
 //! Each method takes an input and appends the effects that the driver must perform, in order. The one rule that the
 //! driver must keep: entries reach the commit thread in the order in which they were emitted.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    time::Duration,
+};
 
 use bytes::{Bytes, BytesMut};
 
@@ -13,7 +16,7 @@ use super::{
     reject::Reject,
 };
 use crate::{
-    limits::{PRODUCER_IDLE_MAX, PRODUCERS_PER_PARTITION_MAX},
+    limits::{PRODUCER_IDLE_MAX, PRODUCER_SILENCE_MIN, PRODUCERS_PER_PARTITION_MAX},
     replication::{self, LogEnd, Primary, mutant},
     types::{Acks, Lsn, Offset, PartitionId, ProducerId, ShardId, Timestamp},
     wire::{
@@ -143,6 +146,8 @@ pub struct Shard<W> {
     dirty: BTreeMap<(PartitionId, ProducerId), Lsn>,
     /// Producers that an entry forgets which is not committed yet: a checkpoint before it still holds them.
     leaving: BTreeMap<(PartitionId, ProducerId), ProducerState>,
+    /// Producers that are idle by the wall clock: their newest entry, and since when this primary knows of no newer one.
+    silent: BTreeMap<(PartitionId, ProducerId), (Lsn, Duration)>,
 }
 
 impl<W> Shard<W> {
@@ -169,6 +174,7 @@ impl<W> Shard<W> {
             waits: 0,
             dirty: BTreeMap::new(),
             leaving: BTreeMap::new(),
+            silent: BTreeMap::new(),
         };
         for (partition, start, end, newest) in found.partitions {
             let state = Partition {
@@ -305,20 +311,40 @@ impl<W> Shard<W> {
         self.pending.push_back((lsn, partition, Pending::Trim { start }));
     }
 
-    /// Forgets producers that have been silent for [`PRODUCER_IDLE_MAX`]: at most `most` of them.
-    pub fn expire_producers(&mut self, now: Timestamp, most: usize, out: &mut Vec<Effect<W>>) {
-        let idle = |state: &ProducerState| {
-            state.last().is_none_or(|b| now.since(b.append_time) > PRODUCER_IDLE_MAX)
+    /// Forgets producers that have been silent for [`PRODUCER_IDLE_MAX`] by the wall clock, and for
+    /// [`PRODUCER_SILENCE_MIN`] by this node's own count of time: at most `most` of them. A clock may be wrong by years on
+    /// whoever led before, or here.
+    pub fn expire_producers(
+        &mut self,
+        wall: Timestamp,
+        now: Duration,
+        most: usize,
+        out: &mut Vec<Effect<W>>,
+    ) {
+        let mut silent = BTreeMap::new();
+        for (id, partition) in &self.partitions {
+            for (producer, state) in &partition.producers {
+                let newest = state.last();
+                if newest.is_some_and(|b| wall.since(b.append_time) <= PRODUCER_IDLE_MAX) {
+                    continue;
+                }
+                let (key, newest) = ((*id, *producer), newest.map_or(Lsn(0), |batch| batch.lsn));
+                let known = self.silent.get(&key).filter(|(lsn, _)| *lsn == newest);
+                silent.insert(key, (newest, known.map_or(now, |(_, since)| *since)));
+            }
+        }
+        let long = |since: &Duration| {
+            now.saturating_sub(*since) >= PRODUCER_SILENCE_MIN || mutant!(ImpatientExpiry)
         };
-        let silent: Vec<_> = self
-            .partitions
+        let over: Vec<_> = silent
             .iter()
-            .flat_map(|(id, p)| p.producers.iter().map(move |(producer, s)| (*id, *producer, s)))
-            .filter(|(_, _, state)| idle(state))
-            .map(|(id, producer, _)| (id, producer))
+            .filter(|(_, (_, since))| long(since))
+            .map(|(key, _)| *key)
             .take(most)
             .collect();
-        for (partition, producer) in silent {
+        self.silent = silent;
+        for (partition, producer) in over {
+            self.silent.remove(&(partition, producer));
             self.expire(partition, producer, out);
         }
     }

@@ -27,6 +27,8 @@ pub(crate) enum Mutation {
     HistoryNotTruncated,
     /// `Shard::begin` forgets producers that are silent by the wall clock, without an entry in the log.
     WallClockExpiry,
+    /// `Shard::expire_producers` goes by the wall clock alone.
+    ImpatientExpiry,
     /// A replica whose install is half done is taken for a short log: by the primary and by itself.
     InstallingElectable,
     /// `set_change` adds and confirms a candidate that has not the epoch's start.
@@ -49,7 +51,7 @@ pub(crate) enum Mutation {
 
 impl Mutation {
     /// All of them.
-    pub(crate) const ALL: [Self; 20] = [
+    pub(crate) const ALL: [Self; 21] = [
         Self::ForgetPromise,
         Self::AckBeforeCommit,
         Self::CountOldIncarnation,
@@ -61,6 +63,7 @@ impl Mutation {
         Self::ResumeEpoch,
         Self::HistoryNotTruncated,
         Self::WallClockExpiry,
+        Self::ImpatientExpiry,
         Self::InstallingElectable,
         Self::NoEpochStartRule,
         Self::StaleIncarnationConfirmed,

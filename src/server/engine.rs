@@ -184,10 +184,10 @@ impl Engine {
 
     /// Forgets producers that have been silent for long, in the shards that are led here.
     pub(super) fn expire_producers(&self, most: usize) {
-        let now = self.clock.wall();
+        let (wall, now) = (self.clock.wall(), self.clock.uptime());
         for slot in &self.slots {
             self.with(slot.id, Reservation::FREE, |replica, _, out| {
-                replica.with_shard(out, |shard, out| shard.expire_producers(now, most, out));
+                replica.with_shard(out, |shard, out| shard.expire_producers(wall, now, most, out));
             });
         }
     }
@@ -400,10 +400,7 @@ impl Engine {
             Asked::SendChunk { to, epoch, base, index } => {
                 self.install(InstallWork::Chunk { shard, to, epoch, base, index });
             }
-            Asked::Propose(change) => {
-                // When too much waits, the core asks again.
-                let _ = self.proposals.try_send(ShardCommand { shard, change });
-            }
+            Asked::Propose(change) => self.ask(ShardCommand { shard, change }),
             Asked::Recover(epoch) => {
                 let (wall, now) = (self.clock.wall(), self.clock.uptime());
                 let mut out = Vec::new();
@@ -447,10 +444,16 @@ impl Engine {
         }
     }
 
-    fn send(&self, shard: ShardId, to: Boot, outgoing: Outgoing) {
+    pub(super) fn send(&self, shard: ShardId, to: Boot, outgoing: Outgoing) {
         if let Some(links) = self.links.get() {
             links.send(shard, to, outgoing);
         }
+    }
+
+    /// Asks the metadata group for a change of a shard.
+    pub(super) fn ask(&self, command: ShardCommand) {
+        // When too much waits, whoever wants it asks again.
+        let _ = self.proposals.try_send(command);
     }
 
     fn install(&self, work: InstallWork) {

@@ -16,6 +16,7 @@ pub(super) struct Metrics {
     published_bytes: Counter,
     delivered_records: Counter,
     delivered_bytes: Counter,
+    relayed_records: Counter,
     connections: Gauge,
 }
 
@@ -38,6 +39,7 @@ impl Metrics {
         let published_bytes = of("dunlin_publish_bytes_total");
         let delivered_records = of("dunlin_deliver_records_total");
         let delivered_bytes = of("dunlin_deliver_bytes_total");
+        let relayed_records = of("dunlin_relay_records_total");
         let connections = metrics::with_local_recorder(&recorder, || gauge!("dunlin_connections"));
         Self {
             recorder: Arc::new(recorder),
@@ -46,6 +48,7 @@ impl Metrics {
             published_bytes,
             delivered_records,
             delivered_bytes,
+            relayed_records,
             connections,
         }
     }
@@ -72,6 +75,15 @@ impl Metrics {
 
     pub(super) fn publish_refused(&self, code: &'static str) {
         self.record(|| counter!("dunlin_publish_refused_total", "code" => code).increment(1));
+    }
+
+    pub(super) fn relayed(&self, records: u32) {
+        self.relayed_records.increment(u64::from(records));
+    }
+
+    /// Something happened that only a human can mend.
+    pub(super) fn alarm(&self) {
+        self.record(|| counter!("dunlin_replication_alarms_total").increment(1));
     }
 
     /// The page that Prometheus reads.
@@ -128,6 +140,8 @@ fn describe() {
         ("dunlin_publish_refused_total", "Batches refused, by code."),
         ("dunlin_deliver_records_total", "Records sent to readers."),
         ("dunlin_deliver_bytes_total", "Bytes of batches sent to readers."),
+        ("dunlin_relay_records_total", "Records passed on to the node that leads their partition."),
+        ("dunlin_replication_alarms_total", "Contradictions between replicas that a human must look at."),
         ("dunlin_connections_refused_total", "Connections refused, by reason."),
         ("dunlin_log_commits_total", "Commits of the log since start."),
         ("dunlin_log_checkpoints_total", "Checkpoints of the log since start."),

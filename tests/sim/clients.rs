@@ -30,6 +30,8 @@ pub(crate) struct Open {
     pub(crate) batch: BytesMut,
     /// Number of its first attempt.
     first: u64,
+    /// When the first attempt was made.
+    since: u64,
     /// Number of the newest attempt.
     pub(crate) attempt: u64,
     pub(crate) until: u64,
@@ -64,6 +66,8 @@ pub(crate) enum Answer {
 pub(crate) const ATTEMPT_MAX: u64 = 1_000_000;
 /// After so many attempts a producer gives up.
 const TRIES_MAX: u32 = 40;
+/// And after so long, in microseconds: the site forgets a producer that is silent for twice as long.
+const PATIENCE: u64 = 12_000_000;
 
 impl Producer {
     pub(crate) fn new(client: usize, partition: u32, careless: bool) -> Self {
@@ -103,6 +107,7 @@ impl Producer {
             values,
             batch,
             first: self.attempts + 1,
+            since: 0,
             attempt: 0,
             until: 0,
             tainted: false,
@@ -118,7 +123,11 @@ impl Producer {
         history: &mut Vec<ClientEvent>,
     ) -> Option<(u64, BatchHeader, BytesMut)> {
         let open = self.open.as_mut()?;
-        if open.tries >= TRIES_MAX || (self.careless && open.tries > 0) {
+        if open.tries == 0 {
+            open.since = now;
+        }
+        let impatient = open.tries >= TRIES_MAX || now > open.since + PATIENCE;
+        if impatient || (self.careless && open.tries > 0) {
             self.give_up(client, history);
             return None;
         }

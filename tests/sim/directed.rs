@@ -1,6 +1,7 @@
 //! Schedules for the holes that chance misses. Each drives a quiet site to one place, does one thing there that would
 //! be a coincidence anywhere else, and lets the judges look at all of it.
 
+mod failures;
 mod schedules;
 mod stage;
 

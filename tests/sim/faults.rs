@@ -4,19 +4,29 @@ use std::time::Duration;
 
 use super::{
     disk::Image,
+    event::{Event, Mend},
     node::Process,
-    plan::Fault,
+    plan::{Fault, Moment},
     view::Observed,
-    world::{Event, Mend, TICK, World},
+    world::{TICK, World},
+};
+use crate::{
+    replication::ShardChange,
+    types::{Boot, Lsn, NodeId},
 };
 
 impl World {
     /// Lets something go wrong. What would lose more than the promise covers does not happen: see [`Self::may_lose`].
     pub(crate) fn fault(&mut self, fault: Fault) {
+        self.fault_at(fault, 0);
+    }
+
+    /// The same for a fault that lay in wait for something to happen to node `there`.
+    pub(crate) fn fault_at(&mut self, fault: Fault, there: usize) {
         let leads =
             |at: &usize| self.nodes[*at].process.as_ref().is_some_and(|p| p.leads().is_some());
         let primary = (0..self.nodes.len()).rfind(leads).unwrap_or(0);
-        match fault.at(primary) {
+        match fault.at(primary, there) {
             Fault::Crash { node, down, survives } => {
                 self.stop(node, survives);
                 self.schedule(down, Event::Start { node });
@@ -77,7 +87,111 @@ impl World {
             }
             Fault::HandOver { to } => self.hand_over(to),
             Fault::Compact { node } => self.compact(node),
+            Fault::Elect { node } => self.elect(node),
+            Fault::Rollback { node, entries, down } => self.roll_back(node, entries, down),
+            Fault::Damage { node, down } => self.damage(node, down),
         }
+    }
+
+    /// Springs what lay in wait for what happened in this step.
+    pub(crate) fn spring(&mut self) {
+        if self.plan.ambushes.is_empty() {
+            return;
+        }
+        for (moment, there) in self.moments() {
+            for at in 0..self.plan.ambushes.len() {
+                let ambush = self.plan.ambushes[at];
+                if ambush.moment != moment
+                    || ambush.times == 0
+                    || !self.rng.permille(ambush.permille)
+                {
+                    continue;
+                }
+                self.plan.ambushes[at].times -= 1;
+                let delay = self.rng.below(ambush.delay + 1);
+                self.schedule(delay, Event::Ambush(ambush.fault, there));
+            }
+        }
+    }
+
+    /// What happened in this step for which a fault may wait, and to which node.
+    fn moments(&self) -> Vec<(Moment, usize)> {
+        let mut moments = Vec::new();
+        for observed in &self.observed {
+            match observed {
+                Observed::Leads { node, .. } => moments.push((Moment::Leads, *node)),
+                Observed::InstallBegan { node } => moments.push((Moment::Installs, *node)),
+                Observed::Cut { node, .. } => moments.push((Moment::Cut, *node)),
+                Observed::Started { node } => moments.push((Moment::Starts, *node)),
+                Observed::Agreed => self.changes(&mut moments),
+                _ => {}
+            }
+        }
+        moments
+    }
+
+    fn changes(&self, moments: &mut Vec<(Moment, usize)>) {
+        let [.., before, after] = &self.metadata.agreed[..] else { return };
+        let (before, after) = (&before.config, &after.config);
+        let mut push = |moment, id: &NodeId| {
+            moments.extend(self.ids.get(id).map(|at| (moment, *at)));
+        };
+        let was_pending = |id: &NodeId| before.pending.iter().any(|boot| boot.node == *id);
+        for boot in after.pending.iter().filter(|boot| !was_pending(&boot.node)) {
+            push(Moment::Joins, &boot.node);
+        }
+        for id in after.set.iter().filter(|id| !before.set.contains(id)) {
+            push(Moment::Joined, id);
+        }
+        for id in before.set.iter().filter(|id| !after.set.contains(id)) {
+            push(Moment::Left, id);
+        }
+        if before.epoch != after.epoch
+            && let Some(primary) = after.primary
+        {
+            push(Moment::Elected, &primary.node);
+        }
+    }
+
+    /// Somebody proposes a node as the primary, for no good reason.
+    fn elect(&mut self, at: usize) {
+        let newest = std::rc::Rc::clone(self.metadata.newest());
+        let Some(node) = self.nodes[at].disk.durable.ident.node else { return };
+        let Some(incarnation) = newest.boots.get(&node).copied() else { return };
+        let primary = Boot { node, incarnation };
+        let expect_version = newest.config.version;
+        let delay = self.network.delay();
+        let change = ShardChange::Elect { expect_version, primary, drop: Vec::new() };
+        self.schedule(delay, Event::Propose(change));
+    }
+
+    /// Takes the last entries from a disk, within one boot: nothing but their absence tells.
+    fn roll_back(&mut self, at: usize, entries: usize, down: u64) {
+        self.stop(at, false);
+        let image = &mut self.nodes[at].disk.durable;
+        if !image.installing {
+            let kept = image.log.len().saturating_sub(entries).max(super::disk::index(image.start));
+            image.log.truncate(kept);
+            image.high_watermark = image.high_watermark.min(Lsn(kept as u64));
+            self.nodes[at].lossy = true;
+            self.observed.push(Observed::Replaced { node: at });
+        }
+        self.schedule(down, Event::Start { node: at });
+    }
+
+    /// Makes something else of the last entry on a disk.
+    fn damage(&mut self, at: usize, down: u64) {
+        self.stop(at, false);
+        let image = &mut self.nodes[at].disk.durable;
+        if let Some(last) = image.log.last_mut() {
+            let mut record = (**last).clone();
+            record.entry.header.chain ^= 1;
+            record.chain = record.entry.header.chain;
+            *last = record.into();
+            self.nodes[at].lossy = true;
+            self.observed.push(Observed::Replaced { node: at });
+        }
+        self.schedule(down, Event::Start { node: at });
     }
 
     pub(crate) fn mend(&mut self, mend: Mend) {

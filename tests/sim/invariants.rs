@@ -19,6 +19,7 @@ use self::{
         COMMITTED_NEVER_CHANGES, Found, HALF_INSTALLED_NEVER_COUNTS, LOGS_END_EQUAL,
         LOST_DISK_NEVER_COUNTS, MEMBERS_HOLD_COMMITTED, NO_ALARM_WITHOUT_LOSS, NO_EPOCH_IS_RESUMED,
         ONE_LEADER_PER_EPOCH, PRIMARY_HOLDS_COMMITTED, QUORUM_CONTAINS_PENDING, Rule,
+        STALE_PROPOSALS_FAIL,
         WATERMARK_IS_COMMITTED, WATERMARK_NEVER_FALLS,
     },
     shadow::Shadow,
@@ -37,6 +38,8 @@ pub(crate) struct Invariants {
     leaders: BTreeMap<Epoch, Boot>,
     /// Nodes that may have lost data, by a fault or by the word of their primary.
     losses: Lost,
+    /// By the node that it was, what a disk held when it was lost. Until the site knows, it counts as a copy.
+    gone: BTreeMap<NodeId, u64>,
     /// As much of the clients' history was seen.
     events: usize,
     found: Found,
@@ -166,8 +169,10 @@ impl Invariants {
                 Observed::Replaced { node } => {
                     let next = world.observed().get(at + 1);
                     let installed = next == Some(&Observed::InstallEnded { node });
-                    if !installed {
-                        self.losses.nodes.extend(self.disks[node].id);
+                    if let Some(id) = self.disks[node].id.filter(|_| !installed) {
+                        self.losses.nodes.insert(id);
+                        let held = self.gone.entry(id).or_default();
+                        *held = self.disks[node].held().max(*held);
                     }
                     self.disks[node].replaced(&world.node(node), installed, truth);
                     touched.push(node);
@@ -260,12 +265,27 @@ impl Invariants {
         for observed in world.observed() {
             match observed {
                 Observed::Leads { node, boot, epoch } => self.leads(world, *node, *boot, *epoch),
+                Observed::Applied { expected, found } if expected != found => {
+                    self.found.fault(STALE_PROPOSALS_FAIL, || {
+                        format!("a proposal for version {expected} changed version {found}")
+                    });
+                }
                 Observed::Acked { node, value, partition, base, copies, .. } => {
-                    let disks = &self.disks;
+                    let (disks, gone) = (&self.disks, &self.gone);
+                    let view = world.node(*node);
+                    let known = view.process.as_ref().and_then(|process| process.leads);
+                    let newest = world.agreed().last().map(|agreed| &agreed.config);
+                    let members = known.map(|(config, _)| config).or(newest).map(|c| &c.set);
                     let has = |end: Lsn| {
+                        let has = |disk: &&Shadow| disk.agreed as u64 >= end.0;
+                        let there: Vec<_> = disks.iter().filter(has).map(|d| d.id).collect();
                         // What a disk held before it was lost was there when it was counted.
-                        let has = |d: &&Shadow| d.behind || d.agreed as u64 >= end.0;
-                        disks.iter().filter(has).count()
+                        let counted = |(id, held): &(&NodeId, &u64)| {
+                            **held >= end.0
+                                && !there.contains(&Some(**id))
+                                && members.is_some_and(|members| members.contains(id))
+                        };
+                        there.len() + gone.iter().filter(counted).count()
                     };
                     let what = (*value, *partition, *base);
                     self.truth.acked(*node, what, *copies, has, &mut self.found);

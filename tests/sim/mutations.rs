@@ -69,7 +69,7 @@ fn by_seeds(mutation: Mutation, seeds: u64, time: Duration) -> (u64, Option<Find
 }
 
 /// The schedule for each bug that has one, and the rule by which it is found.
-const BY_SCHEDULE: [(Mutation, &str, &str); 20] = [
+const BY_SCHEDULE: [(Mutation, &str, &str); 21] = [
     (Mutation::ForgetPromise, "forgotten_promise", "promise_is_durable"),
     (Mutation::AckBeforeCommit, "disk_slower_than_the_network", "copies_are_there"),
     (Mutation::CountOldIncarnation, "ack_of_a_boot_that_is_over", "lost_disk_never_counts"),
@@ -81,6 +81,7 @@ const BY_SCHEDULE: [(Mutation, &str, &str); 20] = [
     (Mutation::ResumeEpoch, "same_epoch_resume", "no_epoch_is_resumed"),
     (Mutation::HistoryNotTruncated, "epoch_start_that_nobody_has", "epochs_follow_from_log"),
     (Mutation::WallClockExpiry, "clock_jump_with_a_batch_in_doubt", "stored_once"),
+    (Mutation::ImpatientExpiry, "clocks_years_apart", "stored_once"),
     (Mutation::InstallingElectable, "half_done_install", "half_installed_never_counts"),
     (Mutation::NoEpochStartRule, "no_epoch_start_rule", "members_hold_committed"),
     (

@@ -24,6 +24,10 @@ pub(crate) struct Plan {
     /// Steps until the faults stop.
     pub(crate) steps: u64,
     pub(crate) faults: Vec<(u64, Fault)>,
+    pub(crate) ambushes: Vec<Ambush>,
+    /// Disks lose more than the site promises to survive, or hold something else than was written. Only the rules that
+    /// hold all the same are judged.
+    pub(crate) beyond: bool,
     pub(crate) links: Links,
     pub(crate) producers: usize,
     pub(crate) readers: usize,
@@ -33,7 +37,59 @@ pub(crate) struct Plan {
     pub(crate) late_proposals: u64,
     /// A disk drops the front of its log after about so many ticks; 0 for never.
     pub(crate) compaction: u64,
+    /// Which disks do, a bit for each.
+    pub(crate) compacting: u64,
+    /// After so many of a thousand acks a producer begins anew under another id.
+    pub(crate) renewed: u64,
+    /// Silent producers are forgotten.
+    pub(crate) expires: bool,
 }
+
+/// A fault that waits for a moment at which it does harm.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Ambush {
+    pub(crate) moment: Moment,
+    /// Nodes in it may be [`THERE`].
+    pub(crate) fault: Fault,
+    /// It comes at most so many microseconds behind the moment.
+    pub(crate) delay: u64,
+    /// So many of a thousand times.
+    pub(crate) permille: u64,
+    /// At most so often.
+    pub(crate) times: u32,
+}
+
+/// Something that happens to a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Moment {
+    /// The site elects it.
+    Elected,
+    /// It begins to lead.
+    Leads,
+    /// It begins to take an install.
+    Installs,
+    /// Its log is cut.
+    Cut,
+    /// Its process begins.
+    Starts,
+    /// It becomes pending.
+    Joins,
+    /// It is confirmed.
+    Joined,
+    /// It leaves the set.
+    Left,
+}
+
+const MOMENTS: [Moment; 8] = [
+    Moment::Elected,
+    Moment::Leads,
+    Moment::Installs,
+    Moment::Cut,
+    Moment::Starts,
+    Moment::Joins,
+    Moment::Joined,
+    Moment::Left,
+];
 
 /// How messages fare, of a thousand.
 #[derive(Clone, Copy, Debug)]
@@ -80,12 +136,22 @@ pub(crate) enum Fault {
     HandOver { to: usize },
     /// The disk drops the front of its log.
     Compact { node: usize },
+    /// Somebody proposes that it leads, for no good reason.
+    Elect { node: usize },
+    /// The disk loses its last entries, and nothing tells. Only in runs that go beyond the promise.
+    Rollback { node: usize, entries: usize, down: u64 },
+    /// The last entry on the disk is not what was written. Only in runs that go beyond the promise.
+    Damage { node: usize, down: u64 },
 }
 
 impl Fault {
-    /// The same fault, with the present primary in place of [`PRIMARY`].
-    pub(crate) fn at(self, primary: usize) -> Self {
-        let this = |node: usize| if node == PRIMARY { primary } else { node };
+    /// The same fault, with the present primary in place of [`PRIMARY`], and `there` in place of [`THERE`].
+    pub(crate) fn at(self, primary: usize, there: usize) -> Self {
+        let this = |node: usize| match node {
+            PRIMARY => primary,
+            THERE => there,
+            node => node,
+        };
         match self {
             Self::Crash { node, down, survives } => {
                 Self::Crash { node: this(node), down, survives }
@@ -101,14 +167,23 @@ impl Fault {
             Self::Full { node, time } => Self::Full { node: this(node), time },
             Self::Slow { node, times, time } => Self::Slow { node: this(node), times, time },
             Self::Compact { node } => Self::Compact { node: this(node) },
-            Self::PowerCut { .. } | Self::Depose { .. } | Self::HandOver { .. } => self,
+            Self::Elect { node } => Self::Elect { node: this(node) },
+            Self::Rollback { node, entries, down } => {
+                Self::Rollback { node: this(node), entries, down }
+            }
+            Self::Damage { node, down } => Self::Damage { node: this(node), down },
+            Self::HandOver { to } => Self::HandOver { to: this(to) },
+            Self::PowerCut { .. } | Self::Depose { .. } => self,
         }
     }
 }
 
-/// Whichever node leads when the fault comes: half of all faults look for it.
+/// Whichever node leads when the fault comes.
 const PRIMARY: usize = usize::MAX;
-const KINDS: usize = 15;
+/// The node to which the moment happened that the fault lay in wait for.
+const THERE: usize = usize::MAX - 1;
+/// Kinds of faults; the last two only in runs that go beyond the promise.
+const KINDS: usize = 18;
 /// No plan looks further ahead.
 const HORIZON: u64 = 120_000_000;
 
@@ -125,30 +200,34 @@ impl Plan {
             delay_max: rng.between(2_000, 60_000),
             late: if noisy { rng.below(20) } else { 0 },
         };
-        let weights: Vec<u64> =
-            (0..KINDS).map(|_| if rng.permille(450) { 0 } else { rng.between(1, 20) }).collect();
-        let gap = rng.between(50_000, 700_000);
-        let mut faults = Vec::new();
-        let mut at = rng.between(500_000, 2_000_000);
-        while at < HORIZON {
-            if let Some(fault) =
-                draw_fault(&mut rng, &weights, shape.data + shape.witnesses, shape.data)
-            {
-                faults.push((at, fault));
-            }
-            at += rng.between(1, 2 * gap);
-        }
+        let beyond = shape.data > 1 && rng.permille(120);
+        let weights: Vec<u64> = (0..KINDS)
+            .map(|kind| match kind {
+                16.. if beyond => rng.between(5, 20),
+                16.. => 0,
+                _ if rng.permille(450) => 0,
+                _ => rng.between(1, 20),
+            })
+            .collect();
+        let draw = Draw { weights, nodes: shape.data + shape.witnesses, data: shape.data };
+        let faults = draw.faults(&mut rng);
+        let ambushes = draw.ambushes(&mut rng);
         Self {
             seed,
             shape,
             steps,
             faults,
+            ambushes,
+            beyond,
             links,
             producers: 1 + rng.index(3),
             readers: 1 + rng.index(2),
             pace: rng.between(5_000, 120_000),
-            late_proposals: if rng.permille(500) { rng.below(300) } else { 0 },
-            compaction: if rng.permille(500) { rng.between(5, 60) } else { 0 },
+            late_proposals: if rng.permille(500) { rng.below(500) } else { 0 },
+            compaction: if rng.permille(500) { rng.between(3, 60) } else { 0 },
+            compacting: if rng.permille(400) { u64::MAX } else { rng.next() },
+            renewed: if rng.permille(500) { rng.below(900) } else { 0 },
+            expires: rng.permille(500),
         }
     }
 
@@ -159,12 +238,17 @@ impl Plan {
             shape,
             steps: u64::MAX,
             faults: Vec::new(),
+            ambushes: Vec::new(),
+            beyond: false,
             links: Links { lost: 0, doubled: 0, delay_min: 1_000, delay_max: 1_000, late: 0 },
             producers: 1,
             readers: 1,
             pace: 20_000,
             late_proposals: 0,
             compaction: 0,
+            compacting: u64::MAX,
+            renewed: 0,
+            expires: false,
         }
     }
 }
@@ -172,43 +256,95 @@ impl Plan {
 fn draw_shape(rng: &mut Rng) -> Shape {
     let shape =
         |data, witnesses, replicas, copies_min| Shape { data, witnesses, replicas, copies_min };
-    match rng.below(10) {
+    match rng.below(40) {
         0 => shape(1, 0, 1, 1),
-        1..=3 => shape(2, 1, 2, 1 + u32::from(rng.permille(300))),
-        4..=7 => shape(3, 0, 3, 1 + u32::from(rng.permille(700))),
-        _ => shape(5, 0, 3 + 2 * rng.index(2), 2),
+        1..=12 => shape(2, 1, 2, 1 + u32::from(rng.permille(300))),
+        13 => shape(2, 0, 2, 1 + u32::from(rng.permille(500))),
+        14..=28 => shape(3, 0, 3, 1 + u32::from(rng.permille(700))),
+        // Some nodes do not hold the shard until one that does is replaced.
+        29..=31 => shape(3, 1, 2, 1 + u32::from(rng.permille(300))),
+        32..=34 => shape(4, 0, 3, 2),
+        _ => shape(5, 0, 3 + 2 * rng.index(2), 2 + u32::from(rng.permille(200))),
     }
 }
 
-fn draw_fault(rng: &mut Rng, weights: &[u64], nodes: usize, data: usize) -> Option<Fault> {
-    let mut at = rng.below(weights.iter().sum());
-    let kind = weights.iter().position(|weight| {
-        let here = at < *weight;
-        at = at.saturating_sub(*weight);
-        here
-    })?;
-    let mut one_of = |n: usize| if rng.permille(500) { PRIMARY } else { rng.index(n) };
-    let (node, a, b, disk) = (one_of(nodes), one_of(nodes), one_of(nodes), one_of(data));
-    let time = rng.between(50_000, 3_000_000);
-    let down =
-        if rng.permille(300) { rng.between(1_000, 50_000) } else { rng.between(50_000, 3_000_000) };
-    let survives = rng.permille(500);
-    let years = i64::try_from(rng.below(20)).unwrap_or(0) - 10;
-    Some(match kind {
-        0 => Fault::Crash { node, down, survives },
-        1 => Fault::PowerCut { down, spread: rng.below(2_000_000), survives: rng.next() },
-        2 => Fault::Pause { node, time },
-        3 => Fault::Clock { node, by: years * 365 * 24 * 3_600_000 },
-        4 => Fault::Cut { from: a, to: b, time },
-        5 => Fault::Part { a, b, time },
-        6 => Fault::Isolate { node, time },
-        7 => Fault::Restore { node: disk, image: rng.index(8), down },
-        8 => Fault::Wipe { node: disk, down },
-        9 => Fault::Eio { node: disk, down, survives },
-        10 => Fault::Full { node: disk, time },
-        11 => Fault::Slow { node: disk, times: rng.between(2, 200), time },
-        12 => Fault::Depose { believes: rng.below(4_000_000) },
-        13 => Fault::HandOver { to: rng.index(data) },
-        _ => Fault::Compact { node: disk },
-    })
+/// What faults are drawn from.
+struct Draw {
+    weights: Vec<u64>,
+    nodes: usize,
+    data: usize,
+}
+
+impl Draw {
+    fn faults(&self, rng: &mut Rng) -> Vec<(u64, Fault)> {
+        let gap = rng.between(50_000, 700_000);
+        let mut faults = Vec::new();
+        let mut at = rng.between(500_000, 2_000_000);
+        // A pair of faults at nearly the same time finds what two by themselves do not.
+        let paired = if rng.permille(300) { rng.below(400) } else { 0 };
+        while at < HORIZON {
+            faults.extend(self.fault(rng, false).map(|fault| (at, fault)));
+            let near = rng.permille(paired);
+            at += if near { rng.between(1, 50_000) } else { rng.between(1, 2 * gap) };
+        }
+        faults
+    }
+
+    fn ambushes(&self, rng: &mut Rng) -> Vec<Ambush> {
+        let many = if rng.permille(500) { rng.between(1, 4) } else { 0 };
+        let ambush = |_| {
+            Some(Ambush {
+                fault: self.fault(rng, true)?,
+                moment: MOMENTS[rng.index(MOMENTS.len())],
+                delay: [100, 5_000, 50_000, 500_000][rng.index(4)],
+                permille: rng.between(100, 1_000),
+                times: u32::try_from(rng.between(1, 12)).unwrap_or(1),
+            })
+        };
+        (0..many).filter_map(ambush).collect()
+    }
+
+    /// A fault; in half of all cases of the primary or, if it lies in wait, of the node that it waited for.
+    fn fault(&self, rng: &mut Rng, waits: bool) -> Option<Fault> {
+        let mut at = rng.below(self.weights.iter().sum());
+        let kind = self.weights.iter().position(|weight| {
+            let here = at < *weight;
+            at = at.saturating_sub(*weight);
+            here
+        })?;
+        let mut one_of = |n: usize| match rng.below(4) {
+            0 if waits => PRIMARY,
+            1 | 2 if waits => THERE,
+            0 | 1 => PRIMARY,
+            _ => rng.index(n),
+        };
+        let (node, a, b, disk) =
+            (one_of(self.nodes), one_of(self.nodes), one_of(self.nodes), one_of(self.data));
+        let time = rng.between(50_000, 3_000_000);
+        let short = rng.permille(300);
+        let down =
+            if short { rng.between(1_000, 50_000) } else { rng.between(50_000, 3_000_000) };
+        let survives = rng.permille(500);
+        let years = i64::try_from(rng.below(20)).unwrap_or(0) - 10;
+        Some(match kind {
+            0 => Fault::Crash { node, down, survives },
+            1 => Fault::PowerCut { down, spread: rng.below(2_000_000), survives: rng.next() },
+            2 => Fault::Pause { node, time },
+            3 => Fault::Clock { node, by: years * 365 * 24 * 3_600_000 },
+            4 => Fault::Cut { from: a, to: b, time },
+            5 => Fault::Part { a, b, time },
+            6 => Fault::Isolate { node, time },
+            7 => Fault::Restore { node: disk, image: rng.index(8), down },
+            8 => Fault::Wipe { node: disk, down },
+            9 => Fault::Eio { node: disk, down, survives },
+            10 => Fault::Full { node: disk, time },
+            11 => Fault::Slow { node: disk, times: rng.between(2, 400), time },
+            12 => Fault::Depose { believes: rng.below(4_000_000) },
+            13 => Fault::HandOver { to: rng.index(self.data) },
+            14 => Fault::Compact { node: disk },
+            15 => Fault::Elect { node: disk },
+            16 => Fault::Rollback { node: disk, entries: 1 + rng.index(8), down },
+            _ => Fault::Damage { node: disk, down },
+        })
+    }
 }

@@ -2,7 +2,7 @@
 
 use std::{collections::VecDeque, hash::Hasher};
 
-use super::world::Event;
+use super::event::Event;
 
 /// Lines that are kept.
 const LINES_MAX: usize = 100_000;
@@ -61,5 +61,6 @@ fn code(event: &Event) -> u8 {
         Event::Answer { .. } => 14,
         Event::Poll { .. } => 15,
         Event::Unbelieve { .. } => 16,
+        Event::Ambush(..) => 17,
     }
 }

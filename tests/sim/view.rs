@@ -100,6 +100,11 @@ pub(crate) enum Observed {
         to: Lsn,
         by: Option<Commit>,
     },
+    /// A change was applied that named version `expected`, to the shard at version `found`.
+    Applied {
+        expected: u64,
+        found: u64,
+    },
     /// The metadata got another entry: the last of [`Look::agreed`] is new.
     Agreed,
     /// An install began or ended.

@@ -7,96 +7,24 @@ use std::{
     time::Duration,
 };
 
-use bytes::BytesMut;
-
 use super::{
     clients::{Answer, Producer, Reader},
     disk::{Disk, Image},
+    event::Event,
     metadata::Metadata,
     network::Network,
     node::{Handle, Node, PARTITIONS, Process},
     plan::Plan,
     rng::Rng,
     trace::Trace,
-    view::{Agreed, ClientEvent, Counters, Look, NodeView, Observed, ProcessView},
+    view::{ClientEvent, Counters, Observed},
 };
 use crate::{
     cluster::{BootClaim, MetaReject},
-    replication::{Envelope, ShardChange, ShardDigest},
+    replication::{Envelope, ShardChange},
     types::{Boot, NodeId, Offset},
-    wire::{BatchHeader, Entry},
+    wire::Entry,
 };
-
-/// Something that happens at a time.
-#[derive(Debug)]
-pub(crate) enum Event {
-    Tick {
-        node: usize,
-        life: u64,
-    },
-    Message(usize, Box<Envelope<Entry>>),
-    Heartbeat {
-        to: usize,
-        from: Boot,
-        digest: Vec<ShardDigest>,
-    },
-    Committed {
-        node: usize,
-        life: u64,
-    },
-    Register {
-        node: usize,
-        life: u64,
-        claim: BootClaim,
-    },
-    Registered {
-        node: usize,
-        life: u64,
-        result: Result<Boot, MetaReject>,
-    },
-    Propose(ShardChange),
-    Learn {
-        node: usize,
-        life: u64,
-        upto: u64,
-    },
-    Start {
-        node: usize,
-    },
-    Fault(super::plan::Fault),
-    Mend(Mend),
-    Producer(usize),
-    Reader(usize),
-    Publish {
-        node: usize,
-        life: u64,
-        handle: Handle,
-        partition: u32,
-        header: BatchHeader,
-        batch: BytesMut,
-    },
-    Answer {
-        client: usize,
-        attempt: u64,
-        answer: Answer,
-    },
-    Poll {
-        client: usize,
-        node: usize,
-        from: Offset,
-    },
-    Unbelieve {
-        node: usize,
-    },
-}
-
-/// The end of a fault.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum Mend {
-    Link(usize, usize),
-    Full(usize),
-    Slow(usize),
-}
 
 /// What a directed schedule does with a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -128,6 +56,8 @@ pub(crate) struct World {
     pub(crate) trace: Trace,
     pub(crate) filter: Option<Filter>,
     pub(crate) held: Vec<(usize, Envelope<Entry>)>,
+    /// Answers to producers are lost.
+    pub(crate) deaf: bool,
     /// Producers begin no new batches.
     pub(crate) quiet: bool,
     /// Acks when the site was whole again.
@@ -164,6 +94,7 @@ impl World {
             trace: Trace::default(),
             filter: None,
             held: Vec::new(),
+            deaf: false,
             quiet: false,
             acks_at_rest: None,
             leader: nodes - 1,
@@ -248,21 +179,7 @@ impl World {
         }
         self.trace.event(self.now, &event);
         self.handle(event);
-        true
-    }
-
-    /// Steps until this holds, for so long at most. True if it does.
-    pub(crate) fn run_until(
-        &mut self,
-        time: Duration,
-        mut done: impl FnMut(&Self) -> bool,
-    ) -> bool {
-        let until = self.now + u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
-        while !done(self) {
-            if self.now >= until || !self.step() {
-                return false;
-            }
-        }
+        self.spring();
         true
     }
 
@@ -304,8 +221,9 @@ impl World {
 
     /// No fault that was planned comes any more.
     pub(crate) fn forget_faults(&mut self) {
+        self.plan.ambushes.clear();
         for slot in &mut self.slots {
-            if matches!(slot, Some(Event::Fault(_))) {
+            if matches!(slot, Some(Event::Fault(_) | Event::Ambush(..))) {
                 // The slot stays taken until its time comes: the queue still names it.
                 *slot = None;
             }
@@ -340,16 +258,23 @@ impl World {
             Event::Register { node, life, claim } => self.apply_register(node, life, claim),
             Event::Registered { node, life, result } => self.registered(node, life, result),
             Event::Propose(change) => {
-                let before = self.metadata.newest().config.version;
+                let before = self.metadata.newest().config.clone();
+                let expected = expected(&change);
                 // What does not fit any more is refused; the proposer learns of it by the metadata.
                 let _ = self.metadata.change(change);
-                self.counters.set_changes +=
-                    u64::from(self.metadata.newest().config.version > before);
+                let after = &self.metadata.newest().config;
+                let changed = (&before.set, &before.pending) != (&after.set, &after.pending);
+                self.counters.set_changes += u64::from(changed);
+                if let Some(expected) = expected.filter(|_| after.version > before.version) {
+                    let found = before.version;
+                    self.observed.push(Observed::Applied { expected, found });
+                }
                 self.observed.push(Observed::Agreed);
             }
             Event::Learn { node, life, upto } => self.apply_metadata(node, life, upto),
             Event::Start { node } => self.start(node),
             Event::Fault(fault) => self.fault(fault),
+            Event::Ambush(fault, there) => self.fault_at(fault, there),
             Event::Mend(mend) => self.mend(mend),
             Event::Producer(client) => self.producer(client),
             Event::Reader(client) => self.reader(client),
@@ -392,7 +317,7 @@ impl World {
         let before = self.metadata.newest().config.clone();
         let result = self.metadata.register(&ident.name, ident.disk_id, claim);
         let after = &self.metadata.newest().config;
-        self.counters.set_changes += u64::from(before.version < after.version);
+        self.counters.set_changes += u64::from(before.set != after.set);
         self.observed.push(Observed::Agreed);
         if let Ok(boot) = result {
             self.nodes[at].lossy = false;
@@ -562,7 +487,11 @@ impl World {
         }
         let before = self.producers[client].open.is_some();
         let done = self.producers[client].answered(client, attempt, answer, &mut self.history);
-        self.counters.acks += u64::from(before && done && matches!(answer, Answer::Stored { .. }));
+        let acked = before && done && matches!(answer, Answer::Stored { .. });
+        self.counters.acks += u64::from(acked);
+        if acked && self.rng.permille(self.plan.renewed) {
+            self.producers[client].renew();
+        }
         // Some producers do not try again what was refused.
         if matches!(answer, Answer::Refused(_)) && self.rng.permille(50) && !done {
             let open = self.producers[client].open.as_ref();
@@ -600,86 +529,13 @@ impl World {
     }
 }
 
-impl Event {
-    /// The machine in which it happens.
-    fn node(&self) -> Option<usize> {
-        match self {
-            Self::Tick { node, .. }
-            | Self::Message(node, _)
-            | Self::Heartbeat { to: node, .. }
-            | Self::Committed { node, .. }
-            | Self::Registered { node, .. }
-            | Self::Learn { node, .. }
-            | Self::Publish { node, .. }
-            | Self::Poll { node, .. } => Some(*node),
-            Self::Register { .. }
-            | Self::Propose(_)
-            | Self::Start { .. }
-            | Self::Fault(_)
-            | Self::Mend(_)
-            | Self::Producer(_)
-            | Self::Reader(_)
-            | Self::Answer { .. }
-            | Self::Unbelieve { .. } => None,
-        }
-    }
-}
-
-impl Look for World {
-    fn step(&self) -> u64 {
-        self.counters.steps
-    }
-
-    fn now(&self) -> Duration {
-        Duration::from_micros(self.now)
-    }
-
-    fn nodes(&self) -> usize {
-        self.nodes.len()
-    }
-
-    fn node(&self, index: usize) -> NodeView<'_> {
-        let node = &self.nodes[index];
-        let image = &node.disk.durable;
-        let process = node.process.as_ref();
-        let replica = process.and_then(|p| p.replica.as_ref());
-        let view = replica.and_then(|replica| {
-            let log = replica.log()?;
-            Some(ProcessView {
-                promised: log.promised(),
-                end: log.end().lsn,
-                high_watermark: log.high_watermark(),
-                durable_end: log.durable_end(),
-                history: log.history().starts().collect(),
-                settled: log.is_settled(),
-                leads: replica.shard().map(|s| (s.primary().config(), s.is_recovered())),
-            })
-        });
-        NodeView {
-            id: image.ident.node,
-            boot: process.and_then(|p| p.boot),
-            log: &image.log,
-            start: image.start,
-            promised: image.promised,
-            high_watermark: image.high_watermark,
-            installing: image.installing,
-            process: view,
-        }
-    }
-
-    fn agreed(&self) -> &[Rc<Agreed>] {
-        &self.metadata.agreed
-    }
-
-    fn observed(&self) -> &[Observed] {
-        &self.observed
-    }
-
-    fn history(&self) -> &[ClientEvent] {
-        &self.history
-    }
-
-    fn counters(&self) -> Counters {
-        self.counters
+/// The version that a change names.
+fn expected(change: &ShardChange) -> Option<u64> {
+    match change {
+        ShardChange::Elect { expect_version, .. }
+        | ShardChange::AddPending { expect_version, .. }
+        | ShardChange::ConfirmAdd { expect_version, .. }
+        | ShardChange::Remove { expect_version, .. } => Some(*expect_version),
+        ShardChange::Floor { .. } | ShardChange::Place { .. } => None,
     }
 }

@@ -1,5 +1,3 @@
-use std::time::Duration;
-
 use super::*;
 use crate::{
     replication::{Boots, EpochHistory, LocalLog, LogEntry, ShardConfig, Stored},
@@ -91,6 +89,10 @@ impl World {
         let end = self.log.last().expect("an epoch start at least").header.lsn.next();
         self.shard.durable_here(end, &mut self.out);
         self.perform();
+    }
+
+    fn expire(&mut self, wall: Timestamp, now: Duration) {
+        self.shard.expire_producers(wall, now, 10, &mut self.out);
     }
 
     fn publish(&mut self, who: &'static str, producer: u128, sequence: u64, records: u32) {
@@ -293,7 +295,8 @@ fn a_checkpoint_before_an_expiry_is_committed_holds_the_producer_as_it_was() {
     world.publish("b", 7, 1, 1);
     world.sync();
     let later = Timestamp(51 + u64::try_from(PRODUCER_IDLE_MAX.as_millis()).expect("fits"));
-    world.shard.expire_producers(later, 10, &mut world.out);
+    world.expire(later, Duration::ZERO);
+    world.expire(later, PRODUCER_SILENCE_MIN);
     let checkpoint = world.shard.checkpoint();
     // The power goes before the expiry is on the disk.
     world.out.clear();
@@ -348,13 +351,34 @@ fn silent_producers_are_forgotten() {
     let mut world = World::with_partition();
     world.publish("a", 7, 0, 1);
     world.sync();
-    world.shard.expire_producers(Timestamp(51), 10, &mut world.out);
+    world.expire(Timestamp(51), PRODUCER_SILENCE_MIN);
     assert!(world.out.is_empty());
     let later = Timestamp(51 + u64::try_from(PRODUCER_IDLE_MAX.as_millis()).expect("fits"));
-    world.shard.expire_producers(later, 10, &mut world.out);
+    world.expire(later, PRODUCER_SILENCE_MIN);
+    world.expire(later, PRODUCER_SILENCE_MIN * 2);
     world.sync();
     world.publish("b", 7, 1, 1);
     assert!(matches!(world.refused[0].1, Reject::UnknownProducer { .. }));
+}
+
+#[test]
+fn a_wall_clock_alone_forgets_no_producer() {
+    let mut world = World::with_partition();
+    world.publish("a", 7, 0, 1);
+    world.sync();
+    let years = Timestamp(51 + 10 * 365 * 24 * 3_600_000);
+    let minute = Duration::from_secs(60);
+    world.expire(years, Duration::ZERO);
+    world.expire(years, PRODUCER_SILENCE_MIN - minute);
+    assert!(world.out.is_empty(), "a jump of the clock is no silence");
+    world.publish("b", 7, 1, 1);
+    world.sync();
+    world.expire(Timestamp(60), PRODUCER_SILENCE_MIN);
+    world.expire(years, PRODUCER_SILENCE_MIN);
+    world.expire(years, PRODUCER_SILENCE_MIN * 2 - minute);
+    assert!(world.out.is_empty(), "what it wrote begins the silence anew");
+    world.expire(years, PRODUCER_SILENCE_MIN * 2);
+    assert!(!world.out.is_empty());
 }
 
 #[test]

@@ -12,6 +12,11 @@ use super::{
         world::Fate,
     },
     NOT_REACHED, Schedule,
+    failures::{
+        acks_of_a_former_epoch, clock_jump_with_a_batch_in_doubt, clocks_years_apart,
+        copy_on_a_disk_that_is_gone, hand_over_without_a_fault, power_cut, primary_cut_off,
+        two_crashes,
+    },
     stage::{PAIR, Played, STRICT_PAIR, Stage, THREE, carries, is_member, is_pending, leader},
 };
 use crate::{
@@ -45,9 +50,16 @@ schedules! {
     loss_below_the_minimum,
     retry_before_commit,
     clock_jump_with_a_batch_in_doubt,
+    clocks_years_apart,
+    copy_on_a_disk_that_is_gone,
     disk_slower_than_the_network,
     member_cut_off,
     epoch_start_that_nobody_has,
+    primary_cut_off,
+    two_crashes,
+    acks_of_a_former_epoch,
+    power_cut,
+    hand_over_without_a_fault,
 }
 
 /// A replica promises a new epoch and restarts; then the old primary's appends arrive.
@@ -420,41 +432,6 @@ fn retry_before_commit() -> Played {
         stage.world.producers.iter_mut().for_each(|producer| producer.target = primary);
     }
     stage.finish()
-}
-
-/// A batch with a producer's first sequence is stored and not acked when the primary dies. The next one's clock is years
-/// ahead, and the batch is sent again.
-fn clock_jump_with_a_batch_in_doubt() -> Played {
-    let mut stage = Stage::whole(PAIR)?;
-    let (primary, followers) = stage.roles()?;
-    let next = followers[0];
-    stage.settle()?;
-    let years = 10 * 365 * 24 * 3_600_000;
-    stage.fault(Fault::Clock { node: next, by: years })?;
-    let client = 0;
-    stage.act(|world| world.producers[client].renew())?;
-    stage.filter(move |from, _, body| match body {
-        Body::Durable(_) if from == next => Fate::Drop,
-        _ => Fate::Pass,
-    });
-    let end = stage.world.nodes[next].disk.durable.end();
-    stage.world.producers[client].target = primary;
-    stage.world.quiet = false;
-    stage.until("a batch in doubt", |world| world.nodes[next].disk.durable.end() > end)?;
-    stage.stop(primary)?;
-    stage.pass_all();
-    stage.until("the next primary", |world| leader(world) == Some(next))?;
-    // Sent again at once: what is forgotten by an entry of the log comes later.
-    let producer = &mut stage.world.producers[client];
-    producer.timed_out();
-    producer.target = next;
-    if let Some(open) = &mut producer.open {
-        open.until = 0;
-    }
-    stage.until("an answer", |world| world.producers[client].open.is_none())?;
-    stage.world.quiet = true;
-    stage.pass(500)?;
-    Ok(())
 }
 
 /// A member's disk takes longer than everything else. Its power goes.

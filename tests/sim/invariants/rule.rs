@@ -48,11 +48,12 @@ pub(crate) const LOST_DISK_NEVER_COUNTS: Rule = rule(19, "lost_disk_never_counts
 pub(crate) const ENOUGH_COPIES: Rule = rule(20, "enough_copies");
 pub(crate) const COPIES_ARE_THERE: Rule = rule(20, "copies_are_there");
 pub(crate) const CONFIG_IS_ONE_SEQUENCE: Rule = rule(22, "config_is_one_sequence");
+pub(crate) const STALE_PROPOSALS_FAIL: Rule = rule(22, "stale_proposals_fail");
 pub(crate) const PRIMARY_GOES_BY_AGREED: Rule = rule(22, "primary_goes_by_agreed");
 pub(crate) const LOGS_END_EQUAL: Rule = rule(26, "logs_end_equal");
 
 /// All of them, in the order of the invariants.
-pub(crate) const RULES: [Rule; 36] = [
+pub(crate) const RULES: [Rule; 37] = [
     ACKED_IS_COMMITTED,
     PRIMARY_HOLDS_COMMITTED,
     COMMITTED_NEVER_CHANGES,
@@ -87,7 +88,32 @@ pub(crate) const RULES: [Rule; 36] = [
     ENOUGH_COPIES,
     COPIES_ARE_THERE,
     CONFIG_IS_ONE_SEQUENCE,
+    STALE_PROPOSALS_FAIL,
     PRIMARY_GOES_BY_AGREED,
+    LOGS_END_EQUAL,
+];
+
+/// Rules that no longer hold once more was lost than the site promises to survive. The others do all the same: that it is
+/// loud, that nobody leads on it unasked, that nothing is cut that somebody knows to be committed.
+pub(crate) const WAIVED_BEYOND: [Rule; 19] = [
+    ACKED_IS_COMMITTED,
+    PRIMARY_HOLDS_COMMITTED,
+    COMMITTED_NEVER_CHANGES,
+    MEMBERS_HOLD_COMMITTED,
+    QUORUM_CONTAINS_PENDING,
+    FLOOR_IS_COMMITTED,
+    WATERMARK_NEVER_FALLS,
+    WATERMARK_IS_COMMITTED,
+    SAME_PLACE_SAME_ENTRY,
+    READ_IS_COMMITTED,
+    OFFSETS_HAVE_NO_GAPS,
+    READ_END_NEVER_FALLS,
+    FAILED_IS_NEVER_STORED,
+    STORED_ONCE,
+    NO_ALARM_WITHOUT_LOSS,
+    LOST_DISK_NEVER_COUNTS,
+    ENOUGH_COPIES,
+    COPIES_ARE_THERE,
     LOGS_END_EQUAL,
 ];
 

@@ -54,6 +54,11 @@ impl Shadow {
         }
     }
 
+    /// As many entries it holds, committed or not.
+    pub(super) fn held(&self) -> u64 {
+        self.len as u64
+    }
+
     /// The disk was cut.
     pub(super) fn cut(&mut self, node: usize, end: Lsn, found: &mut Found) {
         if end < self.watermark {
