@@ -38,7 +38,7 @@ pub(super) struct Engine {
     pub(super) me: Boot,
     pub(super) store: Store,
     pub(super) queue: CommitQueue,
-    pub(super) group: MetaGroup,
+    pub(super) group: Arc<MetaGroup>,
     pub(super) topics: TopicTable,
     pub(super) clock: Clock,
     pub(super) metrics: Metrics,
@@ -107,7 +107,7 @@ pub(super) enum EngineError {
 /// What an engine stands on.
 pub(super) struct Ground {
     pub(super) me: Boot,
-    pub(super) group: MetaGroup,
+    pub(super) group: Arc<MetaGroup>,
     pub(super) store: Store,
     pub(super) queue: CommitQueue,
     pub(super) clock: Clock,

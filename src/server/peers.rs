@@ -25,7 +25,7 @@ use crate::{
 /// a part that is not there yet is not answered, and is asked again.
 #[derive(Debug)]
 pub(super) struct Peers {
-    pub(super) group: OnceLock<MetaGroup>,
+    pub(super) group: OnceLock<Arc<MetaGroup>>,
     pub(super) engine: OnceLock<Arc<Engine>>,
     heartbeats: mpsc::Sender<Heartbeat>,
 }

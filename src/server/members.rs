@@ -1,0 +1,94 @@
+//! Who takes part in the metadata group, and where shards lie: looked after by the group's leader.
+
+use std::sync::Arc;
+
+use tokio::time::{MissedTickBehavior, interval};
+
+use super::{connection::Shared, engine::Engine};
+use crate::{
+    cluster::{GroupError, SiteState, placement},
+    limits::{MEMBERS_INTERVAL, META_VOTERS_MAX},
+    types::NodeId,
+};
+
+/// Runs until the node stops.
+pub(super) async fn run(shared: Arc<Shared>) {
+    let engine = Arc::clone(&shared.engine);
+    let mut leader = engine.group.leader();
+    let mut applied = engine.group.applied();
+    let mut ticks = interval(MEMBERS_INTERVAL);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut seen_nodes = 0;
+    loop {
+        tokio::select! {
+            () = shared.stopping.cancelled() => return,
+            _ = ticks.tick() => {}
+            // The senders live in the group.
+            _ = leader.changed() => {}
+            _ = applied.changed() => {
+                // A new node is not to wait; the rest has time.
+                let nodes = engine.group.read(|site| site.nodes.len());
+                if nodes == seen_nodes {
+                    continue;
+                }
+                seen_nodes = nodes;
+            }
+        }
+        if engine.group.is_leader() {
+            look_after(&engine).await;
+        }
+    }
+}
+
+async fn look_after(engine: &Engine) {
+    for command in engine.group.read(placement::place) {
+        engine.ask(command);
+    }
+    let Some(change) = engine.group.read(|site| wanted(site, &engine.group.members())) else {
+        return;
+    };
+    let made = match change {
+        Change::Learner(node) => engine.group.add_learner(node).await,
+        Change::Voter(node) => engine.group.promote(node).await,
+        Change::Gone(node) => engine.group.remove(node).await,
+    };
+    match (change, made) {
+        (change, Ok(())) => tracing::info!(?change, "membership of the metadata group changed"),
+        // Tried again at the next round.
+        (change, Err(GroupError::NoLeader | GroupError::Membership(_))) => {
+            tracing::debug!(?change, "membership of the metadata group not changed yet");
+        }
+        (change, Err(error)) => {
+            tracing::warn!(?change, %error, "membership of the metadata group not changed");
+        }
+    }
+}
+
+/// A change of the membership.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Change {
+    Learner(NodeId),
+    Voter(NodeId),
+    Gone(NodeId),
+}
+
+/// The next change that is wanted: every node gets the log; an odd number of them votes, as two that must agree are worth
+/// less than one.
+fn wanted(site: &SiteState, members: &(Vec<NodeId>, Vec<NodeId>)) -> Option<Change> {
+    let (voters, learners) = members;
+    let is_member = |node: &NodeId| voters.contains(node) || learners.contains(node);
+    if let Some(gone) = voters.iter().chain(learners).find(|n| !site.nodes.contains_key(n)) {
+        return Some(Change::Gone(*gone));
+    }
+    if let Some(new) = site.nodes.keys().find(|node| !is_member(node)) {
+        return Some(Change::Learner(*new));
+    }
+    // A node that has never started has nothing to vote with.
+    let started = |node: &&NodeId| site.nodes.get(node).is_some_and(|n| n.incarnation.0 != 0);
+    let able = site.nodes.keys().filter(started).count();
+    let want = (able - usize::from(able.is_multiple_of(2) && able > 0)).min(META_VOTERS_MAX);
+    if voters.len() >= want {
+        return None;
+    }
+    learners.iter().filter(started).min().map(|node| Change::Voter(*node))
+}
