@@ -109,8 +109,22 @@ pub const PROPOSALS_WAITING_MAX: usize = 1_024;
 /// Chunks of one install.
 pub const INSTALL_CHUNKS_MAX: u32 = 1 << 20;
 
+/// Proposals of shards that are under way at once: enough to share commits of the metadata group.
+pub const PROPOSALS_AT_ONCE_MAX: usize = 64;
+/// Heartbeats of other nodes that may wait to be heard; one that is lost is followed by the next.
+pub const HEARTBEATS_WAITING_MAX: usize = 256;
+/// How often the leader of the metadata group looks whether its members and the places of shards are as they should be.
+pub const MEMBERS_INTERVAL: Duration = Duration::from_secs(1);
+/// Members of the metadata group that vote: more would only make each change slower.
+pub const META_VOTERS_MAX: usize = 5;
+/// How soon a starting node that could not register tries again.
+pub const REGISTER_RETRY: Duration = Duration::from_millis(250);
+/// How long the start of a node on a site of several waits for every partition to have a leader.
+pub const READY_MAX: Duration = Duration::from_secs(15);
 /// How long a batch waits for a connection to the node that leads its partition. A client asks again after it.
 pub const RELAY_DIAL_MAX: Duration = Duration::from_secs(1);
+/// A connection over which batches are passed on, and that hears nothing for so long, is dead.
+pub const RELAY_IDLE_TIMEOUT: Duration = Duration::from_secs(3);
 /// How soon a client may send again a batch for a partition that nobody leads right now.
 pub const RELAY_RETRY: Duration = Duration::from_millis(20);
 

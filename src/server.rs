@@ -5,59 +5,87 @@
 mod acks;
 mod clock;
 mod connection;
+mod doors;
 mod engine;
+mod heartbeats;
 mod housekeeping;
 mod http;
+mod install;
+mod joined;
+mod members;
+mod metadata;
 mod metrics;
+mod peers;
+mod proposals;
 mod publish;
+mod recovery;
+mod relay;
 mod request;
+mod sink;
+mod slot;
+mod start;
 mod streams;
 mod subscribe;
 mod topics;
 
+pub use joined::{BadJoined, JOINED_FILE, Joined};
+
 use std::{
-    fs, io,
+    collections::BTreeMap,
+    io,
     net::SocketAddr,
-    os::unix::fs::DirBuilderExt,
-    path::{Path, PathBuf},
-    sync::Arc,
+    path::PathBuf,
+    sync::{Arc, atomic::AtomicBool},
     time::{Duration, SystemTime},
 };
 
 use quinn::Endpoint;
-use tokio::{net::TcpListener, sync::watch, time::timeout};
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio::{
+    net::TcpListener,
+    sync::{mpsc, watch},
+    time::timeout,
+};
+use tokio_util::{
+    sync::{CancellationToken, DropGuard},
+    task::TaskTracker,
+};
 
 use self::{
     clock::Clock,
     connection::Shared,
-    engine::{Engine, EngineError, Sink},
-    housekeeping::DiskMarks,
+    doors::Doors,
+    engine::{Asked, Engine, Ground},
     metrics::Metrics,
+    peers::{GroupLinks, Peers},
+    relay::Relays,
+    sink::Sink,
+    start::{Disk, NodeIdentity},
 };
 use crate::{
     broker::ClockGuard,
-    cluster::{BootClaim, GroupError, MetaCommand, MetaGroup, MetaReject},
+    cluster::{GroupError, MetaGroup, MetaReject, MetaTiming, NodeInfo},
     config::Config,
-    limits::{DRAIN_MAX, RECOVERY_MAX},
+    limits::{DRAIN_MAX, RELAY_IDLE_TIMEOUT},
     net::{
-        ConnectionLimits, Credentials, Identity, ReloadableTls, Who,
-        endpoint::{self, EndpointError, ResetSecret},
-        tls::{ALPN_CLIENT, ClientAuth, TlsError},
+        ConnectionLimits, Credentials, ReloadableTls,
+        endpoint::{self, EndpointError},
+        tls::{self, ALPN_CLIENT, ALPN_PEER, ClientAuth, TlsError},
     },
-    storage::{
-        Ballast, CommitHandle, CommitQueue, CommitThread, MetaStore, Options, Store, StoreError,
-    },
-    types::{NodeName, SiteName},
+    peer::{BadDialConfig, DialConfig, Heartbeat, Links, Me, PEER_VERSION, PEER_VERSION_MIN, PeerAddress, PeerDoor},
+    storage::{CommitHandle, CommitQueue, CommitThread, StoreError},
+    types::Boot,
 };
 
 /// A running broker.
 #[derive(Debug)]
 pub struct Server {
     shared: Arc<Shared>,
+    doors: Arc<Doors>,
+    links: Links,
     endpoint: Endpoint,
     address: SocketAddr,
     http_address: Option<SocketAddr>,
+    pki_dir: PathBuf,
     tls: ReloadableTls,
     connection_limits: ConnectionLimits,
     commit: CommitHandle,
@@ -88,6 +116,9 @@ pub enum StartError {
         /// Whose it should be.
         wanted: String,
     },
+    /// What the node's joining has left.
+    #[error(transparent)]
+    Joined(#[from] BadJoined),
     /// A database.
     #[error("cannot open {path}: {source}")]
     Open {
@@ -118,6 +149,9 @@ pub enum StartError {
     /// The socket.
     #[error(transparent)]
     Endpoint(#[from] EndpointError),
+    /// How other nodes are dialled.
+    #[error(transparent)]
+    Dial(#[from] BadDialConfig),
     /// The HTTP socket.
     #[error("cannot listen on TCP {address}: {source}")]
     Http {
@@ -138,6 +172,7 @@ impl StartError {
         match self {
             Self::Tls(_)
             | Self::OtherName { .. }
+            | Self::Joined(_)
             | Self::MetadataMissing { .. }
             | Self::Open {
                 source:
@@ -153,6 +188,7 @@ impl StartError {
             | Self::Recovery(_)
             | Self::Failed(_)
             | Self::Endpoint(_)
+            | Self::Dial(_)
             | Self::Http { .. }
             | Self::Thread(_) => false,
         }
@@ -181,13 +217,20 @@ impl StartError {
     }
 }
 
-/// Log and metadata once they are open and agree.
-struct Opened {
-    store: Store,
-    group: MetaGroup,
-    recovered: crate::storage::Recovered,
-    writer: crate::storage::Writer,
-    registered: crate::cluster::MetaOutcome,
+/// What a node has before it knows its site.
+struct Ahead {
+    config: Config,
+    clock: Clock,
+    metrics: Metrics,
+    identity: NodeIdentity,
+    endpoint: Endpoint,
+    address: SocketAddr,
+    links: Links,
+    peers: Arc<Peers>,
+    relays: Arc<Relays>,
+    group: Arc<MetaGroup>,
+    stopping: CancellationToken,
+    tasks: TaskTracker,
 }
 
 impl Server {
@@ -202,108 +245,98 @@ impl Server {
             true => ClientAuth::Optional,
             false => ClientAuth::Required,
         };
-        let tls = ReloadableTls::load(&config.pki_dir(), auth, &[ALPN_CLIENT], now)?;
-        let NodeIdentity { site, name, secret } = node_identity(&config)?;
-        make_data_dir(&config.node.data_dir)?;
-        let marks = disk_marks(&config);
-        let opened = {
-            let (config, site, name) = (config.clone(), site.clone(), name.clone());
-            let open = tokio::task::spawn_blocking(move || open(&config, site, name));
+        let pki_dir = config.pki_dir();
+        let tls = ReloadableTls::load(&pki_dir, auth, &[ALPN_CLIENT, ALPN_PEER], now)?;
+        let (identity, credentials) = start::node_identity(&config)?;
+        start::make_data_dir(&config.node.data_dir)?;
+        let disk = {
+            let config = config.clone();
+            let open = tokio::task::spawn_blocking(move || start::open_disk(&config));
             open.await.map_err(|error| StartError::Recovery(error.to_string()))??
         };
-        let queue = CommitQueue::new();
-        let engine = Engine::begin(
-            opened.registered,
-            opened.group,
-            opened.store,
-            queue.clone(),
-            opened.recovered,
-            clock,
-            Metrics::new(),
-        )
-        .map_err(|error| match error {
-            EngineError::Group(error) => StartError::Group(error),
-            EngineError::Shard { .. } => StartError::Recovery(error.to_string()),
-        })?;
-        let sink = Sink(Arc::clone(&engine));
-        let commit = CommitThread::spawn(opened.writer, queue, sink).map_err(StartError::Thread)?;
-        recovered(&engine).await?;
-        let node = NodeIdentity { site, name, secret };
-        Self::open_doors(config, node, engine, commit, tls, marks).await
-    }
-
-    async fn open_doors(
-        config: Config,
-        node: NodeIdentity,
-        engine: Arc<Engine>,
-        commit: CommitHandle,
-        tls: ReloadableTls,
-        marks: DiskMarks,
-    ) -> Result<Self, StartError> {
         let limits = ConnectionLimits {
             streams_max: config.limits.streams_per_connection,
+            datagrams: true,
             ..ConnectionLimits::default()
         };
         let endpoint =
-            endpoint::server(config.listen.address, tls.current(), &limits, &node.secret)?;
+            endpoint::server(config.listen.address, tls.current(), &limits, &identity.secret)?;
         let address = endpoint
             .local_addr()
             .map_err(|source| EndpointError::Bind { address: config.listen.address, source })?;
-        let http = match config.listen.http {
-            Some(address) => Some(
-                TcpListener::bind(address)
-                    .await
-                    .map_err(|source| StartError::Http { address, source })?,
-            ),
-            None => None,
+        let me = Me {
+            site: identity.site.clone(),
+            node: disk.node,
+            name: identity.name.clone(),
+            shards: disk.shards,
         };
-        let http_address = http.as_ref().and_then(|listener| listener.local_addr().ok());
-        let inflight = config.limits.inflight_bytes_per_connection;
-        let shared = Arc::new(Shared {
-            engine,
-            site: node.site,
-            node: node.name,
-            // A wildcard is no address that a client could dial.
-            addresses: match address.ip().is_unspecified() {
-                true => vec![],
-                false => vec![address.to_string()],
-            },
-            data_dir: config.node.data_dir.clone(),
-            topic_defaults: config.topic_defaults.settings(),
-            allow_anonymous: config.listen.allow_anonymous,
-            connections_max: config.limits.connections as usize,
-            streams_max: config.limits.streams_per_connection,
-            inflight_bytes_max: u32::try_from(inflight).unwrap_or(u32::MAX),
-            connections: TaskTracker::new(),
-            stopping: CancellationToken::new(),
-        });
-        housekeeping::check_disk(&shared, &marks);
-        let guard = ClockGuard::new(shared.engine.newest_record());
-        let tasks = TaskTracker::new();
-        tasks.spawn(housekeeping::run(Arc::clone(&shared), marks, guard));
-        let per_second = config.limits.handshakes_per_address;
-        tasks.spawn(connection::accept(Arc::clone(&shared), endpoint.clone(), per_second));
-        if let Some(listener) = http {
-            let serving = http::serve(Arc::clone(&shared), listener);
-            tasks.spawn(async move {
-                if let Err(error) = serving.await {
-                    tracing::error!(%error, "metrics and health are not served any more");
-                }
-            });
-        }
-        tracing::info!(%address, node = %shared.node, site = %shared.site, "serving");
-        Ok(Self {
+        let (peers, heard) = Peers::new();
+        let source: Arc<Peers> = Arc::clone(&peers);
+        let dial = DialConfig::new(me.clone(), &credentials)?;
+        let links = Links::new(endpoint.clone(), dial, source);
+        let relays = Arc::new(Relays::new(endpoint.clone(), relay_config(&credentials)?));
+        let stopping = CancellationToken::new();
+        let guard = stopping.clone().drop_guard();
+        let (tasks, metrics) = (TaskTracker::new(), Metrics::new());
+        let (open, shared) = watch::channel(None);
+        let doors = Arc::new(Doors {
+            metrics: metrics.clone(),
+            clock,
+            peers: PeerDoor::new(me, Arc::clone(&peers) as Arc<_>, stopping.clone()),
             shared,
+            connections_max: config.limits.connections as usize,
+            connections: TaskTracker::new(),
+            stopping: stopping.clone(),
+        });
+        let per_second = config.limits.handshakes_per_address;
+        tasks.spawn(doors::accept(Arc::clone(&doors), endpoint.clone(), per_second));
+        let Disk { node, shards, joined, meta, store, writer, recovered, claim } = disk;
+        let transport = Arc::new(GroupLinks(links.clone()));
+        let group = MetaGroup::open(meta, node, transport, MetaTiming::default()).await?;
+        let group = Arc::new(group);
+        // Nobody else sets it.
+        let _ = peers.group.set(Arc::downgrade(&group));
+        let ahead = Ahead {
+            config,
+            clock,
+            metrics,
+            identity,
             endpoint,
             address,
-            http_address,
-            tls,
-            connection_limits: limits,
-            commit,
+            links,
+            peers,
+            relays,
+            group,
+            stopping,
             tasks,
-        })
+        };
+        ahead.follow_addresses();
+        match joined {
+            None => drop(ahead.group.found(ahead.identity.site.clone(), shards).await?),
+            Some(_) => start::introduced(&ahead.group).await,
+        }
+        let info = NodeInfo {
+            addresses: ahead.addresses(),
+            software: crate::SOFTWARE.to_owned(),
+            protocol: (PEER_VERSION_MIN, PEER_VERSION),
+        };
+        let name = &ahead.identity.name;
+        let me = start::register(&ahead.group, name, recovered.disk_id, &claim, info).await?;
+        ahead.links.set_incarnation(me.incarnation);
+        let queue = CommitQueue::new();
+        let ground = Ground {
+            me,
+            group: Arc::clone(&ahead.group),
+            store,
+            queue: queue.clone(),
+            clock,
+            metrics: ahead.metrics.clone(),
+        };
+        let (engine, asked) = start::engine(ground, recovered)?;
+        let sink = Sink(Arc::clone(&engine));
+        let commit = CommitThread::spawn(writer, queue, sink).map_err(StartError::Thread)?;
+        ahead.serve(guard, engine, asked, heard, commit, doors, open, tls, limits).await
     }
-
     /// Where clients connect to.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
@@ -331,11 +364,16 @@ impl Server {
     /// Reads certificates and trust anchors again. Open connections stay.
     ///
     /// # Errors
-    /// [`StartError::Tls`] when they are not usable; the old ones stay in use.
+    /// [`StartError`] when they are not usable; the old ones stay in use.
     pub fn reload_certificates(&mut self) -> Result<(), StartError> {
+        let credentials = Credentials::of_node(&self.pki_dir)?;
+        let relays = relay_config(&credentials)?;
+        let links = DialConfig::new(self.doors.peers.me().clone(), &credentials)?;
         self.tls.reload(self.shared.engine.clock.system())?;
         let config = endpoint::server_config(self.tls.current(), &self.connection_limits)?;
         self.endpoint.set_server_config(Some(config));
+        self.shared.relays.set_dial(relays);
+        self.links.set_config(links.config);
         Ok(())
     }
 
@@ -346,15 +384,19 @@ impl Server {
     pub async fn stop(self) -> Result<(), StoreError> {
         tracing::info!("stopping");
         self.shared.stopping.cancel();
-        self.shared.connections.close();
+        self.doors.connections.close();
         self.tasks.close();
-        if timeout(DRAIN_MAX, self.shared.connections.wait()).await.is_err() {
+        if timeout(DRAIN_MAX, self.doors.connections.wait()).await.is_err() {
             tracing::warn!("some clients did not leave in time");
         }
+        self.links.close().await;
+        let group = Arc::clone(&self.shared.engine.group);
+        group.shutdown().await;
         let code = crate::wire::CloseCode::Stopping;
         self.endpoint.close(code.code().into(), code.to_string().as_bytes());
         let idle = async {
             self.endpoint.wait_idle().await;
+            self.doors.peers.closed().await;
             self.tasks.wait().await;
         };
         // Peers that are gone do not answer a close.
@@ -367,104 +409,153 @@ impl Server {
     }
 }
 
-/// The log's file in the data directory.
-const DATA_FILE: &str = "data.redb";
 /// How long a stopping node waits for its peers to hear that it closed.
 const CLOSE_MAX: Duration = Duration::from_secs(1);
 /// How long a stopping node waits for its disk.
 const STORE_CLOSE_MAX: Duration = Duration::from_secs(30);
 
-async fn recovered(engine: &Engine) -> Result<(), StartError> {
-    let mut recovered = engine.recovered();
-    let mut failure = engine.failure();
-    let waiting = async {
-        tokio::select! {
-            // The senders live in the engine.
-            _ = recovered.wait_for(|recovered| *recovered) => Ok(()),
-            _ = failure.wait_for(Option::is_some) => Err(()),
+impl Ahead {
+    /// Where others reach this node.
+    fn addresses(&self) -> Vec<String> {
+        // A wildcard is no address that anybody could dial.
+        match self.address.ip().is_unspecified() {
+            true => vec![],
+            false => vec![self.address.to_string()],
         }
+    }
+
+    /// Dials the nodes that the metadata names, for as long as the node runs.
+    fn follow_addresses(&self) {
+        let (group, links) = (Arc::clone(&self.group), self.links.clone());
+        let stopping = self.stopping.clone();
+        self.tasks.spawn(async move {
+            let mut applied = group.applied();
+            let mut known = BTreeMap::new();
+            loop {
+                applied.mark_unchanged();
+                let peers = peers_of(&group);
+                if peers != known {
+                    links.set_peers(peers.clone());
+                    known = peers;
+                }
+                tokio::select! {
+                    () = stopping.cancelled() => return,
+                    // The sender lives in the group.
+                    _ = applied.changed() => {}
+                }
+            }
+        });
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "everything meets here, once")]
+    async fn serve(
+        self,
+        guard: DropGuard,
+        engine: Arc<Engine>,
+        asked: Asked,
+        heard: mpsc::Receiver<Heartbeat>,
+        commit: CommitHandle,
+        doors: Arc<Doors>,
+        open: watch::Sender<Option<Arc<Shared>>>,
+        tls: ReloadableTls,
+        limits: ConnectionLimits,
+    ) -> Result<Server, StartError> {
+        let config = &self.config;
+        let http = match config.listen.http {
+            Some(address) => Some(
+                TcpListener::bind(address)
+                    .await
+                    .map_err(|source| StartError::Http { address, source })?,
+            ),
+            None => None,
+        };
+        let http_address = http.as_ref().and_then(|listener| listener.local_addr().ok());
+        let inflight = config.limits.inflight_bytes_per_connection;
+        let shared = Arc::new(Shared {
+            engine: Arc::clone(&engine),
+            relays: Arc::clone(&self.relays),
+            site: self.identity.site.clone(),
+            node: self.identity.name.clone(),
+            addresses: self.addresses(),
+            data_dir: config.node.data_dir.clone(),
+            topic_defaults: config.topic_defaults.settings(),
+            allow_anonymous: config.listen.allow_anonymous,
+            streams_max: config.limits.streams_per_connection,
+            inflight_bytes_max: u32::try_from(inflight).unwrap_or(u32::MAX),
+            connections: doors.connections.clone(),
+            stopping: self.stopping.clone(),
+            draining: AtomicBool::new(false),
+        });
+        // Nobody else sets them.
+        let _ = engine.links.set(self.links.clone());
+        let _ = self.peers.engine.set(Arc::downgrade(&engine));
+        let tasks = self.tasks;
+        let until_stop = |task: std::pin::Pin<Box<dyn Future<Output = ()> + Send>>| {
+            let stopping = self.stopping.clone();
+            tasks.spawn(async move { drop(stopping.run_until_cancelled(task).await) });
+        };
+        until_stop(Box::pin(metadata::run(Arc::clone(&engine))));
+        until_stop(Box::pin(heartbeats::run(Arc::clone(&shared), heard)));
+        until_stop(Box::pin(proposals::run(Arc::clone(&engine), asked.proposals)));
+        until_stop(Box::pin(install::run(Arc::clone(&engine), asked.installs)));
+        until_stop(Box::pin(members::run(Arc::clone(&shared))));
+        let alone = engine.group.read(|site| site.nodes.len() <= 1);
+        start::ready(&engine, alone).await?;
+        let marks = start::disk_marks(config);
+        housekeeping::check_disk(&shared, &marks);
+        let clock_guard = ClockGuard::new(engine.newest_record());
+        until_stop(Box::pin(housekeeping::run(Arc::clone(&shared), marks, clock_guard)));
+        open.send_replace(Some(Arc::clone(&shared)));
+        if let Some(listener) = http {
+            let serving = http::serve(Arc::clone(&shared), listener);
+            tasks.spawn(async move {
+                if let Err(error) = serving.await {
+                    tracing::error!(%error, "metrics and health are not served any more");
+                }
+            });
+        }
+        let Boot { node: number, incarnation } = engine.me;
+        tracing::info!(
+            address = %self.address, node = %shared.node, %number, %incarnation, site = %shared.site,
+            "serving"
+        );
+        guard.disarm();
+        Ok(Server {
+            shared,
+            doors,
+            links: self.links,
+            endpoint: self.endpoint,
+            address: self.address,
+            http_address,
+            pki_dir: self.config.pki_dir(),
+            tls,
+            connection_limits: limits,
+            commit,
+            tasks,
+        })
+    }
+}
+
+/// The other nodes of the site, as the metadata names them.
+fn peers_of(group: &MetaGroup) -> BTreeMap<crate::types::NodeId, PeerAddress> {
+    let me = group.me();
+    group.read(|site| {
+        let others = site.nodes.iter().filter(|(id, node)| **id != me && !node.addresses.is_empty());
+        let address = |(id, node): (&crate::types::NodeId, &crate::cluster::NodeRecord)| {
+            let addresses = node.addresses.clone();
+            (*id, PeerAddress { name: node.name.clone(), addresses })
+        };
+        others.map(address).collect()
+    })
+}
+
+/// How batches are passed on: as a client, that notices soon when the other node is gone.
+fn relay_config(credentials: &Credentials) -> Result<quinn::ClientConfig, StartError> {
+    let limits = ConnectionLimits {
+        idle_timeout: RELAY_IDLE_TIMEOUT,
+        keep_alive: Some(RELAY_IDLE_TIMEOUT / 3),
+        ..ConnectionLimits::default()
     };
-    match timeout(RECOVERY_MAX, waiting).await {
-        Ok(Ok(())) => Ok(()),
-        Ok(Err(())) => {
-            Err(StartError::Failed(engine.failure().borrow().clone().unwrap_or_default()))
-        }
-        Err(_) => Err(StartError::Failed(format!("the disk took longer than {RECOVERY_MAX:?}"))),
-    }
-}
-
-/// Who the node's certificate says it is.
-struct NodeIdentity {
-    site: SiteName,
-    name: NodeName,
-    secret: ResetSecret,
-}
-
-fn node_identity(config: &Config) -> Result<NodeIdentity, StartError> {
-    let pki_dir = config.pki_dir();
-    let credentials = Credentials::of_node(&pki_dir)?;
-    let secret = credentials.reset_secret()?;
-    let named = |name: &NodeName| config.node.name.as_ref().is_none_or(|wanted| wanted == name);
-    match credentials.identity()? {
-        Some(Identity { site, who: Who::Node(name) }) if named(&name) => {
-            Ok(NodeIdentity { site, name, secret })
-        }
-        other => Err(StartError::OtherName {
-            pki_dir,
-            found: other.map_or_else(|| "nobody".to_owned(), |identity| identity.to_uri()),
-            wanted: match &config.node.name {
-                Some(name) => format!("node '{name}' as the configuration says"),
-                None => "a node".to_owned(),
-            },
-        }),
-    }
-}
-
-fn make_data_dir(path: &Path) -> Result<(), StartError> {
-    let made = fs::DirBuilder::new().recursive(true).mode(0o750).create(path);
-    made.map_err(|source| StartError::DataDir { path: path.into(), source })
-}
-
-fn disk_marks(config: &Config) -> DiskMarks {
-    let ballast_bytes = config.storage.ballast;
-    DiskMarks {
-        low_space: config.storage.low_space,
-        ballast: Ballast::new(config.node.data_dir.join("ballast"), ballast_bytes),
-        ballast_bytes,
-    }
-}
-
-/// Opens log and metadata, and registers this boot.
-fn open(config: &Config, site: SiteName, name: NodeName) -> Result<Opened, StartError> {
-    let dir = &config.node.data_dir;
-    let (data, meta) = (dir.join(DATA_FILE), dir.join("meta.redb"));
-    let cache_bytes = usize::try_from(config.storage.cache).unwrap_or(usize::MAX);
-    let options = Options { cache_bytes, ..Options::new(config.storage.shards, rand::random()) };
-    let group = MetaStore::open(&meta)
-        .map_err(|source| StartError::Open { path: meta.clone(), source })
-        .and_then(|store| Ok(MetaGroup::open(store)?))?;
-    let founded = group.read(|state| state.site.is_some());
-    if !founded && data.exists() {
-        return Err(StartError::MetadataMissing { data, meta });
-    }
-    // Before the log is made, so that a log without a founded site always means lost metadata.
-    group.propose(MetaCommand::Found { site, shards: config.storage.shards })?;
-    let (store, writer, recovered) = Store::open(&data, options)
-        .map_err(|source| StartError::Open { path: data.clone(), source })?;
-    if !recovered.clean_shutdown {
-        tracing::warn!("the node was not stopped in order, the log is recovered");
-    }
-    // This node is the whole group: the number of its last boot is in its own metadata.
-    let last: Vec<(u64, u64)> = group
-        .read(|site| site.nodes.values().map(|node| (node.claim.boot, node.claim.nonce)).collect());
-    let claim = BootClaim {
-        boot: last.iter().map(|(boot, _)| boot + 1).max().unwrap_or(1),
-        before: last.iter().map(|(_, nonce)| *nonce).collect(),
-        nonce: rand::random(),
-        suspect: false,
-        shards: Vec::new(),
-    };
-    let disk_id = recovered.disk_id;
-    let registered = group.propose(MetaCommand::Register { name, disk_id, claim })?;
-    Ok(Opened { store, group, recovered, writer, registered })
+    let tls = tls::client_config(credentials, &[ALPN_CLIENT])?;
+    Ok(endpoint::client_config(tls.into(), &limits)?)
 }

@@ -1,8 +1,15 @@
 //! Connections: who may come in, and what each of their streams is for.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
-use quinn::{Connection, Endpoint, Incoming, RecvStream, SendStream, VarInt};
+use quinn::{Connection, RecvStream, SendStream, VarInt};
 use tokio::{
     sync::Semaphore,
     time::{error::Elapsed, timeout},
@@ -12,6 +19,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use super::{
     engine::Engine,
     publish::PublishStream,
+    relay::Relays,
     request,
     streams::{self, StreamError},
     subscribe::SubscribeStream,
@@ -21,7 +29,7 @@ use crate::{
         BATCH_LEN_MAX, CONTROL_FRAME_LEN_MAX, DRAIN_MAX, HELLO_TIMEOUT, REQUEST_TIMEOUT,
         REQUESTS_PER_CONNECTION_MAX, UNFINISHED_BYTES_MAX,
     },
-    net::{Handshakes, Identity, frames::FrameReader},
+    net::{Identity, frames::FrameReader},
     types::{NodeName, SiteName, TopicSettings},
     wire::{
         Answer, CloseCode, Code, Fault, Frame, FrameType, GoAway, Hello, NodeInfo,
@@ -33,19 +41,27 @@ use crate::{
 #[derive(Debug)]
 pub(super) struct Shared {
     pub(super) engine: Arc<Engine>,
+    pub(super) relays: Arc<Relays>,
     pub(super) site: SiteName,
     pub(super) node: NodeName,
     pub(super) addresses: Vec<String>,
     pub(super) data_dir: PathBuf,
     pub(super) topic_defaults: TopicSettings,
     pub(super) allow_anonymous: bool,
-    pub(super) connections_max: usize,
     pub(super) streams_max: u32,
     pub(super) inflight_bytes_max: u32,
     /// One task each; the server's stop waits for them.
     pub(super) connections: TaskTracker,
     /// Set when the node stops: streams answer what they have taken, and end.
     pub(super) stopping: CancellationToken,
+    /// The operator has asked to give this node nothing new.
+    pub(super) draining: AtomicBool,
+}
+
+impl Shared {
+    pub(super) fn is_draining(&self) -> bool {
+        self.stopping.is_cancelled() || self.draining.load(Ordering::Relaxed)
+    }
 }
 
 /// One connection.
@@ -60,58 +76,9 @@ struct Client {
     unfinished_bytes: Arc<Semaphore>,
 }
 
-/// Takes connections until the endpoint closes or the node stops.
-pub(super) async fn accept(shared: Arc<Shared>, endpoint: Endpoint, per_second: u32) {
-    let mut unproven = Handshakes::new(per_second);
-    let mut proven = Handshakes::new(per_second);
-    loop {
-        let incoming = tokio::select! {
-            incoming = endpoint.accept() => incoming,
-            () = shared.stopping.cancelled() => None,
-        };
-        let Some(incoming) = incoming else { return };
-        let address = incoming.remote_address();
-        if shared.connections.len() >= shared.connections_max {
-            shared.engine.metrics.refused("connections");
-            tracing::warn!(%address, max = shared.connections_max, "connection refused, the node is full");
-            incoming.refuse();
-            continue;
-        }
-        let now = shared.engine.clock.monotonic();
-        if !incoming.remote_address_validated() {
-            // A forged address must not use up another's share: past the limit the sender first proves that it is there.
-            if !unproven.allow(address.ip(), now) {
-                // Fails only for an address that is proven.
-                let _ = incoming.retry();
-                continue;
-            }
-        } else if !proven.allow(address.ip(), now) {
-            shared.engine.metrics.refused("handshakes");
-            tracing::debug!(%address, "handshake refused, too many from this address");
-            incoming.refuse();
-            continue;
-        }
-        let task = serve(Arc::clone(&shared), incoming);
-        shared.connections.spawn(task);
-    }
-}
-
-async fn serve(shared: Arc<Shared>, incoming: Incoming) {
-    let address = incoming.remote_address();
-    let handshake = async { incoming.accept()?.await };
-    let connection = match timeout(HELLO_TIMEOUT, handshake).await {
-        Ok(Ok(connection)) => connection,
-        Ok(Err(error)) => {
-            shared.engine.metrics.refused("handshake");
-            tracing::info!(%address, %error, "handshake failed");
-            return;
-        }
-        Err(Elapsed { .. }) => {
-            shared.engine.metrics.refused("timeout");
-            tracing::info!(%address, "handshake took too long");
-            return;
-        }
-    };
+/// Serves a client until it leaves or the node stops.
+pub(super) async fn serve(shared: Arc<Shared>, connection: Connection) {
+    let address = connection.remote_address();
     shared.engine.metrics.connected(1);
     let client = match Client::admit(Arc::clone(&shared), connection.clone()) {
         Ok(client) => client,
@@ -226,7 +193,7 @@ impl Client {
     fn welcome(&self, version: u16) -> Welcome {
         let shared = &self.shared;
         let node = NodeInfo {
-            id: shared.engine.me,
+            id: shared.engine.me.node,
             name: shared.node.to_string(),
             addresses: shared.addresses.clone(),
         };
@@ -235,7 +202,7 @@ impl Client {
             software: crate::SOFTWARE.to_owned(),
             site: shared.site.to_string(),
             node: shared.node.to_string(),
-            node_id: shared.engine.me,
+            node_id: shared.engine.me.node,
             you: (self.name != "anonymous").then(|| self.name.clone()),
             features: vec![],
             limits: WireLimits {
@@ -284,6 +251,7 @@ impl Client {
                 Ok(open) => {
                     let stream = PublishStream {
                         engine: &self.shared.engine,
+                        relays: &self.shared.relays,
                         connection_bytes: &self.inflight_bytes,
                         connection_bytes_max: self.shared.inflight_bytes_max,
                         stopping: &self.shared.stopping,

@@ -8,7 +8,7 @@ use super::{
     topics::{Partition, Topic},
 };
 use crate::{
-    cluster::{GroupError, MetaCommand, MetaOutcome, MetaReject, SiteState, Tombstone, TopicRecord},
+    cluster::{GroupError, MetaCommand, MetaOutcome, MetaReject, Tombstone, TopicRecord},
     storage::Reservation,
     types::{PartitionId, ShardId, TopicId, TopicName, TopicSettings},
     wire::RetentionChange,
@@ -193,7 +193,14 @@ fn set_dropped(topic: &Topic) {
     topic.partitions.iter().for_each(|partition| partition.set_dropped());
 }
 
-/// What a site's state says of itself in one line, for the log.
-pub(super) fn summary(site: &SiteState) -> String {
-    format!("{} nodes, {} topics, {} shards", site.nodes.len(), site.topics.len(), site.shards.len())
+/// Follows the metadata. Runs until the node stops.
+pub(super) async fn run(engine: Arc<Engine>) {
+    let mut applied = engine.group.applied();
+    loop {
+        applied.mark_unchanged();
+        engine.follow();
+        if applied.changed().await.is_err() {
+            return;
+        }
+    }
 }

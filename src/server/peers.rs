@@ -1,7 +1,7 @@
 //! What comes from other nodes, and where links read what they send.
 
 use std::{
-    sync::{Arc, OnceLock},
+    sync::{Arc, OnceLock, Weak},
     time::Duration,
 };
 
@@ -22,11 +22,12 @@ use crate::{
 };
 
 /// The parts of this node that other nodes talk to. They come one after the other while the node starts; what is asked of
-/// a part that is not there yet is not answered, and is asked again.
+/// a part that is not there yet is not answered, and is asked again. They are held weakly: they hold the links, which hold
+/// this.
 #[derive(Debug)]
 pub(super) struct Peers {
-    pub(super) group: OnceLock<Arc<MetaGroup>>,
-    pub(super) engine: OnceLock<Arc<Engine>>,
+    pub(super) group: OnceLock<Weak<MetaGroup>>,
+    pub(super) engine: OnceLock<Weak<Engine>>,
     heartbeats: mpsc::Sender<Heartbeat>,
 }
 
@@ -37,11 +38,19 @@ impl Peers {
         let peers = Self { group: OnceLock::new(), engine: OnceLock::new(), heartbeats };
         (Arc::new(peers), heard)
     }
+
+    fn group(&self) -> Option<Arc<MetaGroup>> {
+        self.group.get()?.upgrade()
+    }
+
+    fn engine(&self) -> Option<Arc<Engine>> {
+        self.engine.get()?.upgrade()
+    }
 }
 
 impl PeerSink for Peers {
     fn knows(&self, node: NodeId, name: &NodeName) -> bool {
-        let Some(group) = self.group.get() else { return false };
+        let Some(group) = self.group() else { return false };
         group.read(|site| match site.nodes.get(&node) {
             Some(record) => record.name == *name,
             // A node that has just joined knows nobody: what its site's authority has signed is enough.
@@ -50,7 +59,7 @@ impl PeerSink for Peers {
     }
 
     fn envelope(&self, _from: NodeId, envelope: Envelope<Entry>) -> BoxFuture<'_, ()> {
-        if let Some(engine) = self.engine.get() {
+        if let Some(engine) = self.engine() {
             engine.message(envelope);
         }
         Box::pin(std::future::ready(()))
@@ -63,7 +72,7 @@ impl PeerSink for Peers {
 
     fn call(&self, from: NodeId, request: Bytes) -> BoxFuture<'_, Bytes> {
         Box::pin(async move {
-            match self.group.get() {
+            match self.group() {
                 Some(group) => group.answer(from, request).await,
                 // Not ready: the caller takes an empty answer for none.
                 None => Bytes::new(),
@@ -81,7 +90,7 @@ impl LogSource for Peers {
         bytes_max: usize,
     ) -> BoxFuture<'_, Option<(LogEnd, Vec<Entry>)>> {
         Box::pin(async move {
-            let engine = self.engine.get()?;
+            let engine = self.engine()?;
             let recent = {
                 let core = engine.slot(shard).lock();
                 let prev = match from {

@@ -108,7 +108,7 @@ fn node_status(shared: &Shared) -> NodeStatus {
     let engine = &shared.engine;
     NodeStatus {
         name: shared.node.to_string(),
-        id: engine.me,
+        id: engine.me.node,
         software: crate::SOFTWARE.to_owned(),
         uptime_ms: u64::try_from(engine.clock.uptime().as_millis()).unwrap_or(u64::MAX),
         connections: u32::try_from(shared.connections.len()).unwrap_or(u32::MAX),

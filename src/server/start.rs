@@ -3,7 +3,7 @@
 use std::{
     fs,
     os::unix::fs::DirBuilderExt,
-    path::{Path, PathBuf},
+    path::Path,
     sync::Arc,
     time::Duration,
 };
@@ -15,6 +15,7 @@ use super::{
     engine::{Engine, EngineError, Ground},
     housekeeping::DiskMarks,
     joined::Joined,
+    recovery,
 };
 use crate::{
     cluster::{BootClaim, GroupError, MetaCommand, MetaGroup, MetaOutcome, MetaReject, NodeInfo},
@@ -42,32 +43,30 @@ pub(super) struct NodeIdentity {
     pub(super) secret: ResetSecret,
 }
 
-/// Who this node is in its site, and the store of the site's metadata.
-pub(super) struct Place {
+/// What the disk holds once it is open.
+pub(super) struct Disk {
+    /// This node's number.
     pub(super) node: NodeId,
     /// Number of shards of the site.
     pub(super) shards: u16,
     /// None on the node that founds the site.
     pub(super) joined: Option<Joined>,
     pub(super) meta: MetaStore,
-}
-
-/// The log once it is open.
-pub(super) struct Opened {
     pub(super) store: Store,
     pub(super) writer: Writer,
     pub(super) recovered: Recovered,
+    pub(super) claim: BootClaim,
 }
 
-/// Boots of this disk: the number of the newest, and the nonces of all since the last one that is known to have registered.
+/// Boots of this disk: the number of the newest, and the nonces of the last ones, the newest at the end.
 #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 struct Boots {
     boot: u64,
     nonces: Vec<u64>,
 }
 
-/// Boots that may fail to register before the oldest is forgotten: a disk that is put back from before them counts as lost.
-const NONCES_MAX: usize = 64;
+/// Boots that are remembered: as many may fail to register in a row before the disk counts as put back from a copy.
+const NONCES_MAX: usize = 1_024;
 
 pub(super) fn node_identity(config: &Config) -> Result<(NodeIdentity, Credentials), StartError> {
     let pki_dir = config.pki_dir();
@@ -103,42 +102,34 @@ pub(super) fn disk_marks(config: &Config) -> DiskMarks {
     }
 }
 
-/// Finds out who this node is. Blocks.
-pub(super) fn place(config: &Config) -> Result<Place, StartError> {
+/// Opens metadata and log, and notes that a boot begins, before the site hears of it. Blocks.
+pub(super) fn open_disk(config: &Config) -> Result<Disk, StartError> {
     let dir = &config.node.data_dir;
     let (data, meta) = (dir.join(DATA_FILE), dir.join(META_FILE));
-    let fresh = !meta.exists();
-    if fresh && data.exists() {
+    // The metadata comes first, so that a log without it always means that it was lost.
+    if !meta.exists() && data.exists() {
         return Err(StartError::MetadataMissing { data, meta });
     }
     let joined = Joined::load(dir)?;
-    let store = MetaStore::open(&meta)
-        .map_err(|source| StartError::Open { path: meta.clone(), source })?;
+    let opened = |path: &Path| {
+        let path = path.to_path_buf();
+        move |source| StartError::Open { path, source }
+    };
+    let meta_store = MetaStore::open(&meta).map_err(opened(&meta))?;
     let node = joined.as_ref().map_or(FOUNDER, |joined| joined.node);
     let shards = joined.as_ref().map_or(config.storage.shards, |joined| joined.shards);
-    Ok(Place { node, shards, joined, meta: store })
-}
-
-/// Opens the log. Blocks.
-pub(super) fn open_log(
-    config: &Config,
-    shards: u16,
-    disk_id: Option<u128>,
-) -> Result<Opened, StartError> {
-    let data = config.node.data_dir.join(DATA_FILE);
+    let disk_id = joined.as_ref().map_or_else(rand::random, |joined| joined.disk_id);
     let cache_bytes = usize::try_from(config.storage.cache).unwrap_or(usize::MAX);
-    let disk_id = disk_id.unwrap_or_else(rand::random);
     let options = Options { cache_bytes, ..Options::new(shards, disk_id) };
-    let (store, writer, recovered) = Store::open(&data, options)
-        .map_err(|source| StartError::Open { path: data.clone(), source })?;
+    let (store, writer, recovered) = Store::open(&data, options).map_err(opened(&data))?;
     if !recovered.clean_shutdown {
         tracing::warn!("the node was not stopped in order, the log is recovered");
     }
-    Ok(Opened { store, writer, recovered })
+    let claim = begin_boot(&meta_store, &recovered).map_err(opened(&meta))?;
+    Ok(Disk { node, shards, joined, meta: meta_store, store, writer, recovered, claim })
 }
 
-/// Notes on the disk that a boot begins, before the site hears of it. Blocks.
-pub(super) fn begin_boot(meta: &MetaStore, opened: &Opened) -> Result<BootClaim, StoreError> {
+fn begin_boot(meta: &MetaStore, recovered: &Recovered) -> Result<BootClaim, StoreError> {
     let mut boots = match meta.get(BOOTS)? {
         Some(bytes) => cbor::get::<Boots>(&bytes)
             .map_err(|error| StoreError::Corrupted(format!("boots: {error}")))?,
@@ -148,23 +139,15 @@ pub(super) fn begin_boot(meta: &MetaStore, opened: &Opened) -> Result<BootClaim,
     let before = boots.nonces.clone();
     boots.boot += 1;
     boots.nonces.push(nonce);
-    if boots.nonces.len() > NONCES_MAX {
-        // The last one that registered stays: it is the one that the site compares with.
-        boots.nonces.remove(1);
-    }
+    let surplus = boots.nonces.len().saturating_sub(NONCES_MAX);
+    boots.nonces.drain(..surplus);
     meta.put(BOOTS, &encoded(&boots))?;
     let report = |found: &crate::storage::RecoveredShard| {
-        let stored = super::recovery::stored(found);
-        let report = ShardReport { end: stored.end, installing: stored.installing };
-        (found.shard, report)
+        let stored = recovery::stored(found);
+        (found.shard, ShardReport { end: stored.end, installing: stored.installing })
     };
-    let shards: Vec<(ShardId, ShardReport)> = opened.recovered.shards.iter().map(report).collect();
+    let shards: Vec<(ShardId, ShardReport)> = recovered.shards.iter().map(report).collect();
     Ok(BootClaim { boot: boots.boot, nonce, before, suspect: false, shards })
-}
-
-/// Notes on the disk that a boot is registered. Blocks.
-pub(super) fn end_boot(meta: &MetaStore, claim: &BootClaim) -> Result<(), StoreError> {
-    meta.put(BOOTS, &encoded(&Boots { boot: claim.boot, nonces: vec![claim.nonce] }))
 }
 
 fn encoded(boots: &Boots) -> Vec<u8> {
@@ -266,9 +249,4 @@ pub(super) async fn introduced(group: &MetaGroup) {
             ),
         }
     }
-}
-
-/// Where the log lies, for messages.
-pub(super) fn data_file(config: &Config) -> PathBuf {
-    config.node.data_dir.join(DATA_FILE)
 }
