@@ -337,6 +337,29 @@ impl Server {
         let commit = CommitThread::spawn(writer, queue, sink).map_err(StartError::Thread)?;
         ahead.serve(guard, engine, asked, heard, commit, doors, open, tls, limits).await
     }
+
+    /// Lets a node join.
+    #[cfg(test)]
+    pub(crate) async fn admit(
+        &self,
+        name: crate::types::NodeName,
+        disk_id: u128,
+    ) -> crate::types::NodeId {
+        use crate::cluster::{MetaCommand, MetaOutcome, NodeRole};
+        let (role, now) = (NodeRole::Data, self.shared.engine.clock.wall());
+        let command = MetaCommand::AddNode { name, disk_id, role, invite: None, now };
+        match self.shared.engine.group.propose(command).await {
+            Ok(MetaOutcome::NodeAdded(node)) => node,
+            other => panic!("not admitted: {other:?}"),
+        }
+    }
+
+    /// Looks at the site's state.
+    #[cfg(test)]
+    pub(crate) fn site<T>(&self, look: impl FnOnce(&crate::cluster::SiteState) -> T) -> T {
+        self.shared.engine.group.read(look)
+    }
+
     /// Where clients connect to.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
