@@ -74,7 +74,11 @@ impl FrameReader {
                     Ok(Err(_)) | Err(_) => return Err(FrameError::NoRoom),
                 }
             }
-            match self.stream.read_chunk(READ_LEN, true).await? {
+            // A large frame is read to its end and no further: its body then has a buffer of its own, which who stores
+            // it need not copy.
+            let large = self.decoder.expected().is_some_and(|len| len > FREE_LEN);
+            let most = self.decoder.missing().filter(|_| large).unwrap_or(READ_LEN);
+            match self.stream.read_chunk(most.min(READ_LEN), true).await? {
                 Some(chunk) => self.decoder.push(&chunk.bytes),
                 None => {
                     self.decoder.finish()?;

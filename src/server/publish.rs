@@ -187,8 +187,7 @@ impl PublishStream<'_> {
             return;
         };
         self.engine.metrics.published(header.records, bytes.len());
-        // A copy of its own: the batch must not keep the stream's whole buffer in memory.
-        let batch = BytesMut::from(&bytes[..]);
+        let batch = own_buffer(bytes);
         let input = PublishInput {
             waiter: Waiter { handle, index },
             partition: partition.id,
@@ -199,6 +198,16 @@ impl PublishStream<'_> {
         };
         self.engine.publish(partition.shard, input, room);
     }
+}
+
+/// The batch in a buffer of its own: it must not keep the stream's whole buffer in memory. A large one has one already.
+fn own_buffer(bytes: Bytes) -> BytesMut {
+    /// Below this, several frames may have come in one buffer.
+    const ALONE_MIN: usize = 16 * 1024;
+    if bytes.len() < ALONE_MIN {
+        return BytesMut::from(&bytes[..]);
+    }
+    bytes.try_into_mut().unwrap_or_else(|shared| BytesMut::from(&shared[..]))
 }
 
 /// Reads to the end of what the client sends, and writes until all of it is answered.

@@ -136,6 +136,16 @@ impl FrameDecoder {
         self.expected
     }
 
+    /// Bytes that are missing of a frame whose head is here: who takes no more than these from the stream gets the body of
+    /// a large frame in a buffer of its own.
+    #[must_use]
+    pub fn missing(&self) -> Option<usize> {
+        let expected = self.expected?;
+        let mut peek = &self.buffer[..];
+        get_varint(&mut peek).ok()?;
+        Some((expected + 1).saturating_sub(peek.len())).filter(|missing| *missing > 0)
+    }
+
     /// Takes bytes as they came from the stream.
     pub fn push(&mut self, bytes: &[u8]) {
         if let Some(len) = self.expected {
@@ -168,7 +178,12 @@ impl FrameDecoder {
         self.expected = None;
         let head_len = self.buffer.len() - peek.len() + 1;
         self.buffer.advance(head_len);
-        Ok(Some(Frame { kind, body: self.buffer.split_to(body_len).freeze() }))
+        let body = match self.buffer.len() == body_len {
+            // Nothing else is in the buffer: the body need not share it.
+            true => std::mem::take(&mut self.buffer),
+            false => self.buffer.split_to(body_len),
+        };
+        Ok(Some(Frame { kind, body: body.freeze() }))
     }
 
     /// Checks that the stream ended between frames.
@@ -242,6 +257,25 @@ mod tests {
             decoder.push(bytes);
             assert_eq!(decoder.next_frame(), Err(want));
         }
+    }
+
+    #[test]
+    fn a_frame_that_is_read_to_its_end_and_no_further_has_its_buffer_to_itself() {
+        let two = [frame(FrameType::Publish, &[7; 5_000]), frame(FrameType::Publish, &[8; 90])];
+        let mut stream = &two.concat()[..];
+        let mut decoder = FrameDecoder::new();
+        let first = loop {
+            let most = decoder.missing().unwrap_or(1_000).min(1_000);
+            let (piece, rest) = stream.split_at(most);
+            decoder.push(piece);
+            stream = rest;
+            if let Some(frame) = decoder.next_frame().expect("own work") {
+                break frame;
+            }
+        };
+        assert_eq!((first.body.len(), stream.len()), (5_000, two[1].len()));
+        assert_eq!(decoder.missing(), None);
+        assert!(first.body.try_into_mut().is_ok(), "the body is shared");
     }
 
     #[test]
