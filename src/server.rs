@@ -43,7 +43,7 @@ use crate::{
     net::{
         ConnectionLimits, Credentials, Identity, ReloadableTls, Who,
         endpoint::{self, EndpointError, ResetSecret},
-        tls::{ALPN_CLIENT, ClientAuth, TlsError},
+        tls::{ALPN_CLIENT, ALPN_PEER, ClientAuth, TlsError},
     },
     storage::{
         Ballast, CommitHandle, CommitQueue, CommitThread, MetaStore, Options, Store, StoreError,
@@ -202,7 +202,7 @@ impl Server {
             true => ClientAuth::Optional,
             false => ClientAuth::Required,
         };
-        let tls = ReloadableTls::load(&config.pki_dir(), auth, &[ALPN_CLIENT], now)?;
+        let tls = ReloadableTls::load(&config.pki_dir(), auth, &[ALPN_CLIENT, ALPN_PEER], now)?;
         let NodeIdentity { site, name, secret } = node_identity(&config)?;
         make_data_dir(&config.node.data_dir)?;
         let marks = disk_marks(&config);
@@ -242,6 +242,8 @@ impl Server {
     ) -> Result<Self, StartError> {
         let limits = ConnectionLimits {
             streams_max: config.limits.streams_per_connection,
+            // For heartbeats of other nodes. Those of a client are not read, and take less than its window.
+            datagrams: true,
             ..ConnectionLimits::default()
         };
         let endpoint =
@@ -276,6 +278,7 @@ impl Server {
             inflight_bytes_max: u32::try_from(inflight).unwrap_or(u32::MAX),
             connections: TaskTracker::new(),
             stopping: CancellationToken::new(),
+            peers: None,
         });
         housekeeping::check_disk(&shared, &marks);
         let guard = ClockGuard::new(shared.engine.newest_record());

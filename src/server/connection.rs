@@ -18,10 +18,15 @@ use super::{
 };
 use crate::{
     limits::{
-        BATCH_LEN_MAX, CONTROL_FRAME_LEN_MAX, DRAIN_MAX, HELLO_TIMEOUT, REQUEST_TIMEOUT,
-        REQUESTS_PER_CONNECTION_MAX, UNFINISHED_BYTES_MAX,
+        BATCH_LEN_MAX, CONTROL_FRAME_LEN_MAX, DRAIN_MAX, HELLO_TIMEOUT, PEER_HANDSHAKES_SPARE,
+        REQUEST_TIMEOUT, REQUESTS_PER_CONNECTION_MAX, UNFINISHED_BYTES_MAX,
     },
-    net::{Handshakes, Identity, frames::FrameReader},
+    net::{
+        Handshakes, Identity,
+        frames::FrameReader,
+        tls::{self, ALPN_PEER},
+    },
+    peer::PeerDoor,
     types::{NodeName, SiteName, TopicSettings},
     wire::{
         Answer, CloseCode, Code, Fault, Frame, FrameType, GoAway, Hello, NodeInfo,
@@ -46,6 +51,15 @@ pub(super) struct Shared {
     pub(super) connections: TaskTracker,
     /// Set when the node stops: streams answer what they have taken, and end.
     pub(super) stopping: CancellationToken,
+    /// Where other nodes come in; none on a site of one.
+    pub(super) peers: Option<Arc<PeerDoor>>,
+}
+
+impl Shared {
+    /// Handshakes beyond the clients' places: only after one it is known whether a node or a client has come.
+    fn spare(&self) -> usize {
+        if self.peers.is_some() { PEER_HANDSHAKES_SPARE } else { 0 }
+    }
 }
 
 /// One connection.
@@ -71,7 +85,7 @@ pub(super) async fn accept(shared: Arc<Shared>, endpoint: Endpoint, per_second: 
         };
         let Some(incoming) = incoming else { return };
         let address = incoming.remote_address();
-        if shared.connections.len() >= shared.connections_max {
+        if shared.connections.len() >= shared.connections_max + shared.spare() {
             shared.engine.metrics.refused("connections");
             tracing::warn!(%address, max = shared.connections_max, "connection refused, the node is full");
             incoming.refuse();
@@ -112,6 +126,16 @@ async fn serve(shared: Arc<Shared>, incoming: Incoming) {
             return;
         }
     };
+    if tls::alpn_of(&connection).as_deref() == Some(ALPN_PEER) {
+        return match &shared.peers {
+            Some(door) => door.take(connection),
+            None => close(&connection, CloseCode::Forbidden, "this site has no other node"),
+        };
+    }
+    if shared.connections.len() > shared.connections_max {
+        shared.engine.metrics.refused("connections");
+        return close(&connection, CloseCode::Busy, &CloseCode::Busy.to_string());
+    }
     shared.engine.metrics.connected(1);
     let client = match Client::admit(Arc::clone(&shared), connection.clone()) {
         Ok(client) => client,
