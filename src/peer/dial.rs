@@ -164,30 +164,24 @@ impl Dialler {
         prefer: Option<&str>,
     ) -> Result<Dialled, DialError> {
         let round = async {
-            let mut addresses: Vec<&String> = peer.addresses.iter().collect();
-            addresses.sort_by_key(|address| Some(address.as_str()) != prefer);
-            let mut candidates = Vec::new();
-            let mut failed = DialError::NoAddress;
-            for address in addresses.into_iter().take(PEER_ADDRESSES_MAX) {
-                match resolve(address).await {
-                    Ok(found) => candidates.extend(found.map(|socket| (address.clone(), socket))),
-                    Err(error) => failed = error,
-                }
-            }
-            candidates.truncate(PEER_ADDRESSES_MAX);
+            let (candidates, mut failed) = resolve_all(&peer.addresses, prefer).await;
             let mut attempts = JoinSet::new();
             let start = Instant::now();
             for ((address, socket), nth) in candidates.into_iter().zip(0u32..) {
                 let greet = self.greet(node, peer.name.clone(), kind, socket);
                 attempts.spawn(async move {
                     sleep_until(start + nth * STAGGER).await;
-                    greet.await.map(|connection| Dialled { connection, address })
+                    let met = greet.await.map_err(|error| (nth, error));
+                    met.map(|connection| Dialled { connection, address })
                 });
             }
+            let mut first = u32::MAX;
             while let Some(attempt) = attempts.join_next().await {
                 match attempt {
                     Ok(Ok(dialled)) => return Ok(dialled),
-                    Ok(Err(error)) => failed = error,
+                    // Of several reasons always the same is said.
+                    Ok(Err((nth, error))) if nth < first => (first, failed) = (nth, error),
+                    Ok(Err(_)) => {}
                     Err(panicked) => failed = DialError::Welcome(panicked.to_string()),
                 }
             }
@@ -266,14 +260,46 @@ async fn meet(
     Ok(())
 }
 
-async fn resolve(address: &str) -> Result<std::vec::IntoIter<SocketAddr>, DialError> {
+/// The sockets of all addresses, the preferred one's first, and why there are none. A name that nobody answers for takes no
+/// time from the others.
+async fn resolve_all(
+    addresses: &[String],
+    prefer: Option<&str>,
+) -> (Vec<(String, SocketAddr)>, DialError) {
+    let mut addresses: Vec<_> = addresses.iter().take(PEER_ADDRESSES_MAX).cloned().collect();
+    addresses.sort_by_key(|address| Some(address.as_str()) != prefer);
+    let mut lookups = JoinSet::new();
+    for (nth, address) in addresses.into_iter().enumerate() {
+        lookups.spawn(async move {
+            let found = timeout(RESOLVE_MAX, resolve(&address)).await.unwrap_or_else(|_| {
+                Err(DialError::Resolve { address: address.clone(), why: "no answer".to_owned() })
+            });
+            (nth, address, found)
+        });
+    }
+    let (mut candidates, mut failed) = (Vec::new(), DialError::NoAddress);
+    while let Some(lookup) = lookups.join_next().await {
+        match lookup {
+            Ok((nth, address, Ok(found))) => {
+                candidates.extend(found.into_iter().map(|socket| (nth, address.clone(), socket)));
+            }
+            Ok((_, _, Err(error))) => failed = error,
+            Err(panicked) => failed = DialError::Welcome(panicked.to_string()),
+        }
+    }
+    candidates.sort_by_key(|(nth, _, _)| *nth);
+    candidates.truncate(PEER_ADDRESSES_MAX);
+    (candidates.into_iter().map(|(_, address, socket)| (address, socket)).collect(), failed)
+}
+
+async fn resolve(address: &str) -> Result<Vec<SocketAddr>, DialError> {
     let bad = |why: String| DialError::Resolve { address: address.to_owned(), why };
     let parsed: Address = address.parse().map_err(|error| bad(format!("{error}")))?;
     if let Ok(ip) = parsed.host().parse::<IpAddr>() {
-        return Ok(vec![SocketAddr::new(ip, parsed.port())].into_iter());
+        return Ok(vec![SocketAddr::new(ip, parsed.port())]);
     }
     let found = tokio::net::lookup_host((parsed.host(), parsed.port())).await;
-    Ok(found.map_err(|error| bad(error.to_string()))?.collect::<Vec<_>>().into_iter())
+    Ok(found.map_err(|error| bad(error.to_string()))?.collect())
 }
 
 /// Closes a connection with a code and a reason for people.
@@ -283,3 +309,5 @@ pub(super) fn close(connection: &Connection, code: CloseCode, reason: &str) {
 
 /// Between the dials of two addresses: on a healthy network the first answers within this time.
 const STAGGER: Duration = Duration::from_millis(100);
+/// A name server that takes longer is as good as none.
+const RESOLVE_MAX: Duration = Duration::from_millis(500);

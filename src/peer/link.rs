@@ -130,11 +130,13 @@ struct Path {
     kind: LinkKind,
     up: watch::Sender<Option<Up>>,
     number: AtomicU64,
+    last_error: Mutex<Option<String>>,
 }
 
 impl Path {
     fn new(kind: LinkKind) -> Self {
-        Self { kind, up: watch::Sender::new(None), number: AtomicU64::new(0) }
+        let up = watch::Sender::new(None);
+        Self { kind, up, number: AtomicU64::new(0), last_error: Mutex::default() }
     }
 
     fn now(&self) -> Option<Up> {
@@ -144,7 +146,21 @@ impl Path {
     fn set(&self, connection: &Connection) {
         let number = self.number.fetch_add(1, Ordering::Relaxed);
         let up = Up { connection: connection.clone(), number, since: Instant::now() };
+        *self.error() = None;
         self.up.send_replace(Some(up));
+    }
+
+    fn error(&self) -> MutexGuard<'_, Option<String>> {
+        self.last_error.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Says each reason once.
+    fn failed(&self, node: NodeId, name: &NodeName, why: String) {
+        let mut last = self.error();
+        if last.as_ref() != Some(&why) {
+            tracing::warn!(%node, %name, kind = ?self.kind, error = why, "no link to another node");
+            *last = Some(why);
+        }
     }
 }
 
@@ -172,7 +188,6 @@ pub(super) struct Link {
     queues: Mutex<BTreeMap<ShardId, Queue>>,
     calls: Semaphore,
     dropped: AtomicU64,
-    last_error: Mutex<Option<String>>,
     stop: CancellationToken,
     tasks: TaskTracker,
     runtime: Handle,
@@ -198,7 +213,6 @@ impl Link {
             queues: Mutex::default(),
             calls: Semaphore::new(CALLS_PER_PEER_MAX as usize),
             dropped: AtomicU64::new(0),
-            last_error: Mutex::default(),
             stop,
             tasks,
             runtime,
@@ -252,17 +266,17 @@ impl Link {
                 Ok(dialled) => {
                     let began = Instant::now();
                     path.set(&dialled.connection);
-                    self.forget_error(path.kind, &address);
+                    tracing::info!(node = %self.node, name = %address.name, kind = ?path.kind, "link to another node");
                     let why = self.until_lost(&mut addresses, &address, &dialled).await;
                     path.up.send_replace(None);
-                    self.failed(path.kind, &address, why);
+                    path.failed(self.node, &address.name, why);
                     // A peer that greets and hangs up is not dialled in a tight loop.
                     if began.elapsed() >= PEER_REDIAL_LAST {
                         pause = PEER_REDIAL_FIRST;
                     }
                     prefer = Some(dialled.address);
                 }
-                Err(error) => self.failed(path.kind, &address, error.to_string()),
+                Err(error) => path.failed(self.node, &address.name, error.to_string()),
             }
             // Drawn from the upper half, so that two nodes that lost each other do not dial in step.
             let wait = pause.mul_f64(0.5 + 0.5 * rand::random::<f64>());
@@ -295,27 +309,6 @@ impl Link {
         }
     }
 
-    fn error(&self) -> MutexGuard<'_, Option<String>> {
-        self.last_error.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Says each reason once.
-    fn failed(&self, kind: LinkKind, address: &PeerAddress, why: String) {
-        let mut last = self.error();
-        if last.as_ref() != Some(&why) {
-            let (node, name) = (self.node, &address.name);
-            tracing::warn!(%node, %name, ?kind, error = why, "no link to another node");
-            *last = Some(why);
-        }
-    }
-
-    fn forget_error(&self, kind: LinkKind, address: &PeerAddress) {
-        tracing::info!(node = %self.node, name = %address.name, ?kind, "link to another node");
-        if self.control.up.borrow().is_some() && self.data.up.borrow().is_some() {
-            *self.error() = None;
-        }
-    }
-
     pub(super) fn status(&self) -> LinkStatus {
         let (control, data) = (self.control.now(), self.data.now());
         let since = control.as_ref().zip(data.as_ref()).map(|(c, d)| c.since.max(d.since));
@@ -324,7 +317,7 @@ impl Link {
             name: self.address.borrow().name.clone(),
             connected_for: since.map(|since| since.elapsed()),
             rtt: control.map(|up| up.connection.rtt()),
-            last_error: self.error().clone(),
+            last_error: self.control.error().clone().or_else(|| self.data.error().clone()),
             dropped: self.dropped.load(Ordering::Relaxed),
         }
     }

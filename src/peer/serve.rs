@@ -30,7 +30,7 @@ use crate::{
     wire::{CloseCode, Entry, cbor},
 };
 
-/// What is done with what other nodes say.
+/// What is done with what other nodes say. What is under way when a connection ends is dropped at its next wait.
 pub trait PeerSink: Send + Sync + 'static {
     /// Whether the site has a node of this number and name.
     fn knows(&self, node: NodeId, name: &NodeName) -> bool;

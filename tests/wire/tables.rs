@@ -178,12 +178,8 @@ fn the_limits_between_nodes_are_those_of_the_code() {
 fn the_kinds_of_messages_between_replicas_are_those_of_the_code() {
     let (end, history) = (LogEnd::default(), EpochHistory::default());
     let append = Append { prev: end, entries: vec![], high_watermark: Lsn(0) };
-    let state = FollowerState {
-        end,
-        history: history.clone(),
-        high_watermark: Lsn(0),
-        installing: false,
-    };
+    let state =
+        FollowerState { end, history: history.clone(), high_watermark: Lsn(0), installing: false };
     let chunk = Chunk { entries: vec![], state: vec![] };
     let bodies = [
         Body::StartEpoch,
