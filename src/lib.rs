@@ -18,6 +18,9 @@ pub mod broker;
 pub mod replication;
 
 pub mod net;
+// The fuzzer builds without the server, and reads what peers send.
+#[cfg(any(feature = "server", fuzzing))]
+pub mod peer;
 #[cfg(feature = "server")]
 pub mod storage;
 

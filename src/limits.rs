@@ -170,3 +170,50 @@ pub const TAIL_CACHE_BYTES_MAX: usize = 4 * 1024 * 1024;
 pub const LIST_PAGE_MAX: u32 = 200;
 /// Bytes read from the log for one reader at a time: enough to keep a link busy, little enough for 1,000 readers.
 pub const READ_BYTES_MAX: usize = 256 * 1024;
+
+// ---- links between nodes ----
+
+/// Largest message between replicas, in bytes: the largest entry twice. A larger one closes the connection with
+/// `FrameTooLarge`. Each data stream of a peer holds at most one of them here.
+pub const PEER_MESSAGE_LEN_MAX: usize = 2 * BATCH_LEN_MAX;
+/// About how many bytes of entries the sender puts into one message: one batch more than this at most. A longer run of
+/// entries goes in several, so that another shard's message waits for no more than this.
+pub const APPEND_BYTES: usize = 256 * 1024;
+/// Rows of derived state in one chunk of an install: a row takes 20 times its smallest encoding in memory.
+pub const CHUNK_ROWS_MAX: usize = 16 * 1024;
+/// Messages of one shard that may wait for one peer. The next is dropped: the core asks again.
+pub const PEER_QUEUE_LEN: usize = 256;
+/// Bytes of the messages of one shard that may wait for one peer. Entries that are read from the log when their turn
+/// comes take none.
+pub const PEER_QUEUE_BYTES_MAX: usize = 2 * PEER_MESSAGE_LEN_MAX;
+/// Largest request or answer of a call between nodes, in bytes: a snapshot of the metadata of a full site.
+pub const CALL_LEN_MAX: usize = 4 * 1024 * 1024;
+/// Calls to one peer that may be under way, each way: more wait. Each may hold a request or an answer in memory.
+pub const CALLS_PER_PEER_MAX: u32 = 16;
+/// Addresses of one peer that are dialled. More are not looked at.
+pub const PEER_ADDRESSES_MAX: usize = 8;
+/// Largest datagram between nodes: what fits the smallest packet that QUIC allows, with room for its own fields.
+pub const PEER_DATAGRAM_LEN_MAX: usize = 1_100;
+/// A link between nodes without any packet for this long is dead. Long enough for a lossy link, short enough that what
+/// was queued for it is given up before it is worthless.
+pub const PEER_IDLE_TIMEOUT: Duration = Duration::from_secs(3);
+/// How often a link that is otherwise silent asks.
+pub const PEER_KEEP_ALIVE: Duration = Duration::from_secs(1);
+/// Time for dialling one peer, to its welcome. Then it is dialled anew: a node that has just started has not heard what
+/// was sent before.
+pub const PEER_DIAL_TIMEOUT: Duration = Duration::from_secs(2);
+/// Wait before a peer is dialled again the first time; it doubles with each failure.
+pub const PEER_REDIAL_FIRST: Duration = Duration::from_millis(50);
+/// Longest wait before a peer is dialled again: a node restarts in about a second.
+pub const PEER_REDIAL_LAST: Duration = Duration::from_secs(1);
+/// Least value of `FENCE_AFTER` that may be configured: four heartbeats.
+pub const FENCE_AFTER_MIN: Duration = Duration::from_millis(600);
+/// Largest value of `FENCE_AFTER` that may be configured: a site that waits longer for a failover is better told by hand.
+pub const FENCE_AFTER_MAX: Duration = Duration::from_secs(10);
+/// However bad a link is, a silence of this length means down, unless more is configured.
+pub const SILENCE_MAX: Duration = Duration::from_secs(5);
+/// Connections of other nodes that may be in their handshake while clients take all places: they are told apart by it.
+pub const PEER_HANDSHAKES_SPARE: usize = 16;
+/// Connections of other nodes that are served. Each node of a site has two, and for some seconds those of its former
+/// boot. More are closed with `Busy`.
+pub const PEER_CONNECTIONS_MAX: usize = 64;

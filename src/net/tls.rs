@@ -7,6 +7,7 @@ use std::{
     time::SystemTime,
 };
 
+use quinn::crypto::rustls::HandshakeData;
 use rustls::{
     CertificateError, ClientConfig, RootCertStore, ServerConfig,
     client::{WebPkiServerVerifier, danger::ServerCertVerifier as _},
@@ -166,6 +167,13 @@ pub fn client_config(credentials: &Credentials, alpn: &[&[u8]]) -> Result<Client
     config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
     config.resumption = rustls::client::Resumption::disabled();
     Ok(config)
+}
+
+/// The protocol that a connection was made for.
+#[must_use]
+pub fn alpn_of(connection: &quinn::Connection) -> Option<Vec<u8>> {
+    let data = connection.handshake_data()?.downcast::<HandshakeData>().ok()?;
+    data.protocol
 }
 
 /// A node's TLS that can be read again from its directory while it serves.

@@ -4,16 +4,19 @@ use std::{collections::BTreeMap, fmt::Debug};
 
 use bytes::{Bytes, BytesMut};
 use dunlin::{
+    peer::{Heartbeat, LinkKind, PeerHello, PeerWelcome, message},
+    replication::{Append, Body, Envelope, LogEnd, ShardDigest},
     types::{
-        Acks, NodeId, Offset, Position, ProducerId, Retention, Sequence, Timestamp, TopicId,
-        TopicSettings,
+        Acks, Boot, Epoch, Incarnation, Lsn, NodeId, Offset, PartitionId, Position, ProducerId,
+        Retention, Sequence, ShardId, Timestamp, TopicId, TopicSettings,
     },
     wire::{
         Ack, Answer, Batch, BatchBuilder, CaughtUp, Change, Code, Compression, Deliver, Detail,
         Fault, FrameDecoder, FrameType, GoAway, Hello, Nack, NodeInfo, PartitionStatus, Publish,
         PublishOk, PublishOpen, Pushed, ReadStart, Record, Request, RetentionChange, SubscribeOk,
-        SubscribeOpen, TopicRequest, TopicStatus, Welcome, WireLimits, cbor, get_varint,
-        put_control, put_varint, stamp,
+        SubscribeOpen, TopicRequest, TopicStatus, Welcome, WireLimits, cbor,
+        entry::{Entry, EntryKind, Place, trim_body},
+        get_varint, put_control, put_varint, stamp,
     },
 };
 use serde::{Serialize, de::DeserializeOwned};
@@ -69,6 +72,7 @@ fn examples() -> Examples {
     requests(&mut all);
     publishing(&mut all);
     reading(&mut all);
+    between_nodes(&mut all);
     all
 }
 
@@ -217,6 +221,74 @@ fn reading(all: &mut Examples) {
 
     let caught_up = CaughtUp { positions: vec![(0, Offset(43))] };
     all.control("caught-up", FrameType::CaughtUp, &caught_up);
+}
+
+/// A message between nodes: its length, and it.
+fn framed(body: &[u8]) -> Vec<u8> {
+    let len = u32::try_from(body.len()).unwrap();
+    [&len.to_be_bytes(), body].concat()
+}
+
+#[track_caller]
+fn peer_control<T>(all: &mut Examples, name: &str, message: &T)
+where
+    T: Serialize + DeserializeOwned + PartialEq + Debug,
+{
+    let mut out = BytesMut::new();
+    cbor::put(message, &mut out);
+    assert_eq!(cbor::get::<T>(&out).as_ref(), Ok(message), "{name}");
+    all.raw(name, framed(&out));
+}
+
+fn between_nodes(all: &mut Examples) {
+    let hello = PeerHello {
+        version_min: 1,
+        version_max: 1,
+        site: name("plant"),
+        node: NodeId(2),
+        name: name("edge-2"),
+        incarnation: Incarnation(17),
+        kind: LinkKind::Control,
+        software: "dunlin/0.1.0".into(),
+        features: vec![],
+    };
+    peer_control(all, "peer-hello", &hello);
+    let welcome = PeerWelcome {
+        version: 1,
+        site: name("plant"),
+        node: NodeId(1),
+        name: name("edge-1"),
+        software: "dunlin/0.1.0".into(),
+        features: vec![],
+    };
+    peer_control(all, "peer-welcome", &welcome);
+
+    let shard = ShardId(3);
+    let end = LogEnd { lsn: Lsn(4), epoch: Epoch(5), chain: 6 };
+    let place = Place { shard, lsn: end.lsn, epoch: end.epoch, prev_chain: end.chain };
+    let partition = PartitionId { topic: TopicId(7), index: 8 };
+    let entry = Entry::seal(place, EntryKind::Trim, partition, trim_body(Offset(9)));
+    let from = Boot { node: NodeId(1), incarnation: Incarnation(17) };
+    let to = Boot { node: NodeId(2), incarnation: Incarnation(18) };
+    let append = Append { prev: end, entries: vec![entry], high_watermark: Lsn(4) };
+    let envelope = Envelope { shard, epoch: end.epoch, from, to, body: Body::Append(append) };
+    let mut out = BytesMut::new();
+    message::encode(&envelope, &mut out).unwrap();
+    all.raw("peer-append", framed(&out));
+    assert_eq!(message::decode(out.freeze()), Ok(envelope));
+
+    let beat = Heartbeat {
+        from,
+        sent: 5,
+        applied: 9,
+        digests: vec![ShardDigest { shard, end }],
+        connections: 3,
+        load: 4,
+        draining: true,
+    };
+    let datagrams = beat.encode();
+    assert_eq!(Heartbeat::decode(&datagrams[0]), Ok(beat));
+    all.raw("peer-heartbeat", datagrams.concat());
 }
 
 #[test]

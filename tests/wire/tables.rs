@@ -2,13 +2,16 @@
 
 use std::collections::BTreeSet;
 
+use bytes::BytesMut;
 use dunlin::{
     limits,
     net::{
         authority::NODE_SERVER_NAME,
         tls::{ALPN_CLIENT, ALPN_PEER},
     },
-    types::{Acks, partition_of_key},
+    peer::message,
+    replication::{Append, Body, Chunk, Envelope, EpochHistory, FollowerState, LogEnd, Refusal},
+    types::{Acks, Boot, Epoch, Lsn, ShardId, partition_of_key},
     wire::{
         BadFrame, CloseCode, Code, Compression, Culprit, Fault, FrameDecoder, Retry, VARINT_MAX,
     },
@@ -153,6 +156,53 @@ fn the_limits_are_those_of_the_code() {
     let known: BTreeSet<_> = known.map(|(what, most)| (what.to_owned(), most.to_string())).into();
     let rows = table(&protocol(), "### Table of limits");
     let written: BTreeSet<_> = rows.iter().map(|row| (row[0].clone(), row[1].clone())).collect();
+    assert_eq!(written, known);
+}
+
+#[test]
+fn the_limits_between_nodes_are_those_of_the_code() {
+    let known = [
+        ("message of a replica, bytes", limits::PEER_MESSAGE_LEN_MAX as u64),
+        ("rows of state in a chunk", limits::CHUNK_ROWS_MAX as u64),
+        ("epochs of a history", limits::EPOCHS_REMEMBERED as u64),
+        ("request or answer of a call, bytes", limits::CALL_LEN_MAX as u64),
+        ("calls of a node under way", limits::CALLS_PER_PEER_MAX.into()),
+        ("datagram, bytes", limits::PEER_DATAGRAM_LEN_MAX as u64),
+        ("idle time of a connection, milliseconds", millis(limits::PEER_IDLE_TIMEOUT)),
+    ];
+    let known = known.map(|(what, most)| [what.to_owned(), most.to_string()]);
+    assert_eq!(table(&protocol(), "### Limits between nodes"), known);
+}
+
+#[test]
+fn the_kinds_of_messages_between_replicas_are_those_of_the_code() {
+    let (end, history) = (LogEnd::default(), EpochHistory::default());
+    let append = Append { prev: end, entries: vec![], high_watermark: Lsn(0) };
+    let state =
+        FollowerState { end, history: history.clone(), high_watermark: Lsn(0), installing: false };
+    let chunk = Chunk { entries: vec![], state: vec![] };
+    let bodies = [
+        Body::StartEpoch,
+        Body::Align(end),
+        Body::Append(append),
+        Body::InstallBegin { base: end, history, chunks: 0 },
+        Body::InstallChunk { base: end, index: 0, chunk },
+        Body::State(state),
+        Body::Durable(Lsn(0)),
+        Body::ChunkDurable { base: end, next: 0 },
+        Body::Refused(Refusal::NotAligned),
+    ];
+    let known = bodies.map(|body| {
+        let variant = format!("{body:?}");
+        let name: String = variant.chars().take_while(char::is_ascii_alphanumeric).collect();
+        let (from, to) = (Boot::default(), Boot::default());
+        let envelope = Envelope { shard: ShardId(0), epoch: Epoch(0), from, to, body };
+        let mut out = BytesMut::new();
+        message::encode(&envelope, &mut out).unwrap();
+        vec![out[0].to_string(), name]
+    });
+    let rows = table(&protocol(), "### Messages of replicas");
+    let written: Vec<Vec<String>> = rows.iter().map(|row| row[..2].to_vec()).collect();
     assert_eq!(written, known);
 }
 
