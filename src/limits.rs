@@ -98,6 +98,8 @@ pub const FLOOR_INTERVAL_ALONE: Duration = Duration::from_millis(200);
 pub const REJOIN_DOUBLINGS_MAX: u32 = 3;
 /// Epochs of a log whose starts are remembered: 16 KiB in a message. A replica that shares none is installed anew.
 pub const EPOCHS_REMEMBERED: usize = 1_024;
+/// Bytes of one chunk of an install, about: what a small node takes in a moment, and few enough questions for a large log.
+pub const INSTALL_CHUNK_BYTES: usize = 1024 * 1024;
 /// Chunks of one install.
 pub const INSTALL_CHUNKS_MAX: u32 = 1 << 20;
 

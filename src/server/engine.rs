@@ -464,13 +464,19 @@ impl Engine {
 pub(super) struct Sink(pub(super) Arc<Engine>);
 
 impl CommitSink for Sink {
-    fn committed(&mut self, ends: &[(ShardId, Lsn)]) {
-        for (id, end) in ends {
-            self.0.with(*id, Reservation::FREE, |core, out| core.durable_here(*end, out));
+    fn committed(&mut self, done: &[(ShardId, u64)]) {
+        for (id, count) in done {
+            self.0.with(*id, Reservation::FREE, |core, out| core.written(*count, out));
         }
         if !*self.0.recovered.borrow() {
             let all = self.0.shard_ids().all(|id| self.0.lock(id).is_recovered());
             self.0.recovered.send_replace(all);
+        }
+    }
+
+    fn log_started(&mut self, starts: &[(ShardId, Lsn)]) {
+        for (id, start) in starts {
+            self.0.lock(*id).log_starts_at(*start);
         }
     }
 
@@ -547,6 +553,13 @@ fn recovery(
 
 fn stored(found: &RecoveredShard) -> Stored {
     let history = EpochHistory::new(found.epochs.iter().copied());
-    let end = LogEnd { lsn: found.end, epoch: history.last_epoch(), chain: found.chain };
-    Stored { history, end, high_watermark: found.applied, ..Stored::default() }
+    let end = LogEnd { lsn: found.end, epoch: found.last_epoch, chain: found.chain };
+    Stored {
+        promised: found.promised,
+        history,
+        start: found.start,
+        end,
+        high_watermark: found.high_watermark,
+        installing: found.installing,
+    }
 }
