@@ -86,7 +86,7 @@ impl Change {
             Self::InstallChunk { entries, state } => {
                 let entries = entries.iter().map(|entry| entry.header.entry_len());
                 let state = state.iter().map(|(_, key, value)| 1 + key.len() + value.len());
-                entries.chain(state).sum::<usize>().min(INSTALL_CHUNK_BYTES)
+                entries.chain(state).sum()
             }
             _ => 0,
         }
@@ -305,11 +305,12 @@ impl Writer {
                 let batch = BatchHeader::decode(body).map_err(|e| bad(&e.to_string()))?;
                 if let Some(Partition { facts, .. }) = view.partitions.get_mut(&header.partition)
                     && facts.bytes == 0
-                    && batch.base_offset < facts.end
-                    && batch.end_offset() > facts.end
                 {
-                    // The partition starts inside its first batch.
-                    facts.end = batch.base_offset;
+                    facts.time_max = Timestamp(0);
+                    if batch.base_offset < facts.end && batch.end_offset() > facts.end {
+                        // The partition starts inside its first batch.
+                        facts.end = batch.base_offset;
+                    }
                 }
                 view.apply(row, header, body).map_err(|why| bad(&why))?;
                 self.dirty.insert(header.partition);
