@@ -152,6 +152,8 @@ pub const EPOCHS_REMEMBERED: usize = 1_024;
 pub const RECENT_LOG_BYTES_MAX: usize = 2 * 1024 * 1024;
 /// Proposals of shards that may wait for the metadata group. When it is full, shards ask again.
 pub const PROPOSALS_WAITING_MAX: usize = 1_024;
+/// Bytes of one chunk of an install, about: what a small node takes in a moment, and few enough questions for a large log.
+pub const INSTALL_CHUNK_BYTES: usize = 1024 * 1024;
 /// Chunks of one install.
 pub const INSTALL_CHUNKS_MAX: u32 = 1 << 20;
 

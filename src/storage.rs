@@ -14,12 +14,15 @@
 //! - What an entry trims or drops is destroyed only once its shard has called that entry applied.
 
 mod backend;
+mod change;
 mod checkpoint;
 mod commit;
 mod error;
+mod fact;
 mod garbage;
 mod index;
 mod journal;
+mod log;
 mod meta;
 mod mover;
 mod open;
@@ -28,11 +31,14 @@ mod read;
 mod recover;
 mod row;
 mod schema;
+mod shard_log;
+mod snapshot;
 mod space;
 mod view;
 mod writer;
 
 pub use backend::Backend;
+pub use change::{Change, STATE_PARTITION};
 pub use checkpoint::ShardCheckpoint;
 pub use commit::{CommitHandle, CommitSink, CommitThread};
 pub use error::{ReadError, StoreError};
@@ -42,6 +48,8 @@ pub use queue::{Closed, CommitQueue, Reservation};
 pub use read::{Chunk, Stats, Store};
 pub use recover::{Recovered, RecoveredShard};
 pub use schema::{CHECKPOINT_BYTES, CHECKPOINT_ENTRIES, FORMAT_VERSION};
+pub use shard_log::LogPoint;
+pub use snapshot::Snapshot;
 pub use space::{Ballast, SpaceError, free_bytes};
 pub use view::Bounds;
 pub use writer::Writer;

@@ -217,7 +217,7 @@ fn read_fault(error: &ReadError) -> Fault {
             tracing::error!(%error, "stored records are corrupted");
             Fault::new(Code::Corrupted, message)
         }
-        ReadError::Store(_) => {
+        ReadError::Store(_) | ReadError::LogCorrupted { .. } | ReadError::LogOutOfRange { .. } => {
             tracing::error!(%error, "the log cannot be read");
             Fault::new(Code::Internal, "the node cannot read its log")
                 .with_hint("see the node's log")

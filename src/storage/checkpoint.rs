@@ -6,17 +6,20 @@ use std::{
 };
 
 use bytes::Bytes;
-use redb::{Table, WriteTransaction};
+use redb::{ReadableTable, Table, WriteTransaction};
 
 use super::{
+    change::Rewrite,
     error::StoreError,
     index::{IndexEntry, chunk_at},
     schema::{
-        CHECKPOINT, INDEX, INDEX_CHUNK_MAX, IndexKey, LOG_KEY, LogInfo, STATE, ShardInfo,
-        encode_facts, encode_index, facts_key, index_key, shard_key,
+        CHECKPOINT, INDEX, INDEX_CHUNK_MAX, IndexKey, LOG_INDEX, LOG_INDEX_CHUNK_MAX, LOG_KEY,
+        LogIndexKey, LogInfo, STATE, decode_log_index, encode_facts, encode_index,
+        encode_log_index, facts_key, index_key, replica_key, shard_key, start_key,
     },
+    shard_log::{PendingEnding, ShardLog},
     view::Facts,
-    writer::{PendingEnding, ShardLog, Writer},
+    writer::Writer,
 };
 use crate::types::{Lsn, Offset, PartitionId, ShardId};
 
@@ -40,7 +43,7 @@ struct Ended {
     dropped: HashSet<PartitionId>,
 }
 
-type IndexTable<'txn> = Table<'txn, IndexKey, &'static [u8]>;
+pub(super) type IndexTable<'txn> = Table<'txn, IndexKey, &'static [u8]>;
 
 impl Writer {
     /// Writes what is derived from the log, and the state that the shards hand over, in one commit. A shard that is not
@@ -51,26 +54,39 @@ impl Writer {
     ///
     /// # Panics
     /// If a shard has applied less than it had before, or more than is committed.
-    pub fn checkpoint(&mut self, shards: Vec<ShardCheckpoint>) -> Result<(), StoreError> {
+    pub fn checkpoint(&mut self, mut shards: Vec<ShardCheckpoint>) -> Result<(), StoreError> {
+        // What a shard knew before its install began means nothing.
+        shards.retain(|handed| self.view().log(handed.shard).is_some_and(|log| !log.installing));
         for handed in &shards {
-            let log = &self.shards[usize::from(handed.shard.0)];
+            let view = self.view();
+            let log = &view.shards[usize::from(handed.shard.0)];
             assert!(
-                log.applied <= handed.applied && handed.applied <= log.end,
+                log.applied <= handed.applied && handed.applied <= log.end.lsn,
                 "shard {} applied {}, before {}, end {}",
                 handed.shard,
                 handed.applied,
                 log.applied,
-                log.end
+                log.end.lsn
             );
         }
-        self.exclusively(|writer| writer.checkpoint_all(&shards))
+        self.exclusively(|writer| writer.checkpoint_all(&shards, Rewrite::Nothing))
     }
 
-    fn checkpoint_all(&mut self, handed: &[ShardCheckpoint]) -> Result<(), StoreError> {
-        for shard in handed {
-            self.shards[usize::from(shard.shard.0)].applied = shard.applied;
+    pub(super) fn checkpoint_all(
+        &mut self,
+        handed: &[ShardCheckpoint],
+        rewrite: Rewrite<'_>,
+    ) -> Result<(), StoreError> {
+        {
+            let mut view = self.view();
+            for shard in handed {
+                let log = &mut view.shards[usize::from(shard.shard.0)];
+                log.applied = shard.applied;
+                log.high_watermark = log.high_watermark.max(shard.applied);
+            }
         }
         let txn = self.begin()?;
+        self.rewrite(&txn, rewrite)?;
         let next_row = self.cursor.next();
         let ended = self.take_ended();
         let died = self.write_partitions(&txn, &ended)?;
@@ -80,8 +96,9 @@ impl Writer {
         txn.commit()?;
         self.moved();
         self.forget(&ended);
-        for log in &mut self.shards {
+        for log in &mut self.view().shards {
             log.replay_row = log.replay_row(next_row);
+            log.stored_row = next_row;
             while log.rows.front().is_some_and(|(_, row)| *row < log.replay_row) {
                 log.rows.pop_front();
             }
@@ -97,7 +114,8 @@ impl Writer {
     /// Takes what ends by entries that are applied now.
     fn take_ended(&mut self) -> Ended {
         let mut ended = Ended::default();
-        for log in &mut self.shards {
+        let mut view = self.view();
+        for log in &mut view.shards {
             while let Some((_, ending)) = log.endings.pop_front_if(|(lsn, _)| *lsn < log.applied) {
                 match ending {
                     PendingEnding::Drop(id) => drop(ended.dropped.insert(id)),
@@ -110,6 +128,7 @@ impl Writer {
                 }
             }
         }
+        drop(view);
         self.dirty.extend(ended.dropped.iter().chain(ended.trimmed.keys()));
         ended
     }
@@ -121,7 +140,12 @@ impl Writer {
         let mut died = 0;
         let view = self.store.inner.view.read().unwrap_or_else(PoisonError::into_inner);
         for id in &self.dirty {
-            let Some(partition) = view.partitions.get(id) else { continue };
+            let Some(partition) = view.partitions.get(id) else {
+                // The log was cut before the entry that began it.
+                table.remove(facts_key(*id))?;
+                drop_index(&mut index, *id, Offset(u64::MAX))?;
+                continue;
+            };
             if ended.dropped.contains(id) {
                 died += partition.facts.live();
                 table.remove(facts_key(*id))?;
@@ -144,15 +168,14 @@ impl Writer {
         let mut table = txn.open_table(CHECKPOINT)?;
         let log = LogInfo { next_row: self.cursor.next(), dead: self.garbage.dead };
         table.insert(LOG_KEY, &log.encode()[..])?;
-        for (number, log) in (0..).zip(&self.shards) {
-            let info = ShardInfo {
-                end: log.end,
-                chain: log.chain,
-                applied: log.applied,
-                replay_row: log.replay_row(self.cursor.next()),
-                epochs: log.epochs.clone(),
-            };
-            table.insert(shard_key(ShardId(number)), &info.encode()[..])?;
+        let mut index = txn.open_table(LOG_INDEX)?;
+        for (shard, log) in (0..).map(ShardId).zip(&mut self.view().shards) {
+            log.forget_cuts(self.garbage.first_row);
+            let (info, replica) = log.info(self.cursor.next());
+            table.insert(shard_key(shard), &info.encode()[..])?;
+            table.insert(replica_key(shard), &replica.encode()[..])?;
+            table.insert(start_key(shard), &log.start.encode()[..])?;
+            write_log_index(&mut index, shard, log)?;
         }
         Ok(())
     }
@@ -182,15 +205,31 @@ impl Ended {
     }
 }
 
-impl ShardLog {
-    /// The row that holds the entry at `applied`, or the next one.
-    fn replay_row(&self, next_row: u64) -> u64 {
-        if self.applied == self.end {
-            return next_row;
-        }
-        let behind = self.rows.partition_point(|(lsn, _)| *lsn <= self.applied);
-        behind.checked_sub(1).map_or(self.replay_row, |at| self.rows[at].1)
+/// Appends the rows of a shard since the last checkpoint, and forgets those before the log's start.
+fn write_log_index(
+    table: &mut Table<'_, LogIndexKey, &'static [u8]>,
+    shard: ShardId,
+    log: &ShardLog,
+) -> Result<(), StoreError> {
+    let key = |lsn: Lsn| (shard.0, lsn.0);
+    let first = table.range(key(Lsn(0))..=key(log.start.lsn))?.next_back().transpose()?;
+    let first = first.map(|(key, _)| key.value().1);
+    if let Some(first) = first {
+        table.retain_in(key(Lsn(0))..key(Lsn(first)), |_, _| false)?;
     }
+    let new = log.rows.iter().filter(|(_, row)| *row >= log.stored_row).copied();
+    let new: Vec<(Lsn, u64)> = new.collect();
+    if new.is_empty() {
+        return Ok(());
+    }
+    let last = table.range(key(Lsn(0))..=key(Lsn(u64::MAX)))?.next_back().transpose()?;
+    let last = last.map(|(_, value)| decode_log_index(value.value())).transpose()?;
+    let mut pairs = last.filter(|pairs| pairs.len() < LOG_INDEX_CHUNK_MAX).unwrap_or_default();
+    pairs.extend_from_slice(&new);
+    for chunk in pairs.chunks(LOG_INDEX_CHUNK_MAX) {
+        table.insert(key(chunk[0].0), &encode_log_index(chunk)[..])?;
+    }
+    Ok(())
 }
 
 /// Appends the tail: the last chunk on disk is filled up, the rest makes new ones.
@@ -210,7 +249,11 @@ fn write_index(
 }
 
 /// Removes the chunks that begin before `base`.
-fn drop_index(table: &mut IndexTable<'_>, id: PartitionId, base: Offset) -> Result<(), StoreError> {
+pub(super) fn drop_index(
+    table: &mut IndexTable<'_>,
+    id: PartitionId,
+    base: Offset,
+) -> Result<(), StoreError> {
     Ok(table.retain_in(index_key(id, Offset(0))..index_key(id, base), |_, _| false)?)
 }
 

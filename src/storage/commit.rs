@@ -23,8 +23,10 @@ use crate::{
 
 /// Who hears of commits. Called on the commit thread: each call must be short.
 pub trait CommitSink {
-    /// The entries of these shards before these positions survive a power cut.
-    fn committed(&mut self, ends: &[(ShardId, Lsn)]);
+    /// So many appends and changes of these shards, counted since the store was opened, survive a power cut.
+    fn committed(&mut self, done: &[(ShardId, u64)]);
+    /// The logs of these shards keep nothing before these positions any more.
+    fn log_started(&mut self, starts: &[(ShardId, Lsn)]);
     /// A checkpoint is due: what the shards have to hand over.
     fn checkpoint(&mut self) -> Vec<ShardCheckpoint>;
     /// A write failed; called once. The node must stop: what the disk holds is unknown until it is opened again.
@@ -135,27 +137,32 @@ impl<S: CommitSink> Loop<S> {
         loop {
             self.shared.beats.fetch_add(1, Relaxed);
             let idle = if self.writer.garbage_due() { Duration::ZERO } else { BEAT };
-            let Taken { entries, room, over } = self.queue.take(COMMIT_BYTES_MAX, idle);
+            let Taken { entries, changes, committed, room, over } =
+                self.queue.take(COMMIT_BYTES_MAX, idle);
+            for (shard, lsn) in committed {
+                self.writer.note_committed(shard, lsn);
+            }
             if over {
                 let handed = self.sink.checkpoint();
                 return self.writer.checkpoint(handed);
             }
             let begun = clock();
-            if !entries.is_empty() {
-                let ends = self.writer.commit(&entries)?;
+            let worked = !entries.is_empty() || !changes.is_empty();
+            if worked {
+                let done = self.writer.perform(&entries, changes)?;
                 drop(room);
-                self.sink.committed(&ends);
+                self.sink.committed(&done);
             }
             if self.queue.is_pressed() {
                 self.writer.press();
             }
             // What was trimmed is freed behind a checkpoint: on a quiet node nothing else would bring one.
-            let quiet = entries.is_empty() && self.writer.has_endings();
+            let quiet = !worked && self.writer.has_endings();
             if quiet || self.writer.checkpoint_due() {
                 let handed = self.sink.checkpoint();
                 self.writer.checkpoint(handed)?;
             }
-            self.collect(entries.is_empty(), begun.elapsed())?;
+            self.collect(!worked, begun.elapsed())?;
         }
     }
 
@@ -168,6 +175,10 @@ impl<S: CommitSink> Loop<S> {
         if idle || !self.garbage_credit.is_zero() {
             let begun = clock();
             self.writer.collect_garbage(GARBAGE_SLICE)?;
+            let starts = self.writer.take_starts();
+            if !starts.is_empty() {
+                self.sink.log_started(&starts);
+            }
             // What was overdrawn is paid back before the next slice.
             self.garbage_credit = self.garbage_credit.saturating_sub(begun.elapsed());
         }

@@ -2,7 +2,7 @@
 
 use std::io;
 
-use crate::types::{Offset, PartitionId};
+use crate::types::{Lsn, Offset, PartitionId, ShardId};
 
 /// Why a store cannot be opened or written.
 #[derive(Debug, thiserror::Error)]
@@ -58,6 +58,26 @@ pub enum ReadError {
         /// What was found.
         reason: String,
     },
+    /// An entry of a shard's log is there, but broken. Repair it from another copy.
+    #[error("the log of shard {shard} is corrupted at {lsn}: {reason}")]
+    LogCorrupted {
+        /// Whose log.
+        shard: ShardId,
+        /// The first entry that cannot be read.
+        lsn: Lsn,
+        /// What was found.
+        reason: String,
+    },
+    /// These entries of a shard's log are not kept any more, or not there yet.
+    #[error("entry lies outside the log of shard {shard}, which has {start} to {end}")]
+    LogOutOfRange {
+        /// Whose log.
+        shard: ShardId,
+        /// The first entry that is kept.
+        start: Lsn,
+        /// The position of the next entry.
+        end: Lsn,
+    },
     /// The node has no such partition.
     #[error("no partition {0} here")]
     NotFound(PartitionId),
@@ -72,6 +92,15 @@ pub enum ReadError {
     /// The store itself fails.
     #[error(transparent)]
     Store(#[from] StoreError),
+}
+
+impl From<ReadError> for StoreError {
+    fn from(error: ReadError) -> Self {
+        match error {
+            ReadError::Store(error) => error,
+            error => Self::Corrupted(error.to_string()),
+        }
+    }
 }
 
 macro_rules! from_redb {

@@ -1,25 +1,39 @@
 //! Frees rows in which nothing lives, and shrinks those in which little does.
 
-use std::sync::{PoisonError, atomic::Ordering::Relaxed};
+use std::{
+    collections::BTreeMap,
+    sync::{PoisonError, atomic::Ordering::Relaxed},
+};
 
-use redb::ReadableDatabase;
+use redb::{ReadableDatabase, WriteTransaction};
 
-use super::{error::StoreError, open::begin, row::walk, schema::ROWS, view::View, writer::Writer};
+use super::{
+    error::StoreError,
+    open::begin,
+    row::{Piece, pieces},
+    schema::{CHECKPOINT, ROWS, start_key},
+    shard_log::{LogPoint, ShardLog, is_cut},
+    view::View,
+    writer::Writer,
+};
 use crate::{
     limits::ROW_LEN_MAX,
-    wire::{BatchHeader, EntryKind},
+    types::{Lsn, ShardId},
+    wire::{BadEntry, BatchHeader, EntryKind},
 };
 
 /// A pass over all rows starts when so much died since the last one, or a quarter of what lives if that is more:
 /// reading everything for less would cost more than it frees.
 const PASS_DEAD_MIN: u64 = 16 * 1024 * 1024;
 
-/// What to do with a row.
+/// What to do with a row, and where the logs start that lose entries by it.
 enum Verdict {
     Keep,
-    Delete,
-    Shrink(Vec<u8>),
+    Delete(Starts),
+    Shrink(Vec<u8>, Starts),
 }
+
+type Starts = BTreeMap<ShardId, LogPoint>;
 
 impl Writer {
     /// Tells whether [`Writer::collect_garbage`] would find work.
@@ -62,7 +76,7 @@ impl Writer {
 
     /// The first row that replay needs.
     fn replay_row(&self) -> u64 {
-        self.shards.iter().map(|log| log.replay_row).min().unwrap_or(0)
+        self.view().shards.iter().map(|log| log.replay_row).min().unwrap_or(0)
     }
 
     fn pass_threshold(&self) -> u64 {
@@ -76,18 +90,26 @@ impl Writer {
             let view = self.store.inner.view.read().unwrap_or_else(PoisonError::into_inner);
             let facts = view.partitions.values().map(|partition| &partition.facts);
             let lowest = facts.filter(|f| f.kept.offset < f.end).map(|f| f.kept.row).min();
-            lowest.unwrap_or(u64::MAX).min(self.replay_row())
+            lowest.unwrap_or(u64::MAX)
         };
+        let low = low.min(self.replay_row());
         let first = self.garbage.first_row;
         let step = (budget_bytes / ROW_LEN_MAX).max(1) as u64;
         let to = low.min(first.saturating_add(step));
         if to > first {
             let mut freed = 0;
+            let mut starts = Starts::new();
             let txn = begin(&self.store.inner.db)?;
-            txn.open_table(ROWS)?.retain_in(first..to, |_, row| {
-                freed += row.len() as u64;
-                false
-            })?;
+            {
+                let view = self.store.inner.view.read().unwrap_or_else(PoisonError::into_inner);
+                txn.open_table(ROWS)?.retain_in(first..to, |number, row| {
+                    // What cannot be read is evidence, and stays.
+                    let known = starts_behind(number, row, &view, &mut starts).is_ok();
+                    freed += if known { row.len() as u64 } else { 0 };
+                    !known
+                })?;
+            }
+            self.start_logs(&txn, &starts)?;
             txn.commit()?;
             self.garbage.first_row = to;
             self.freed(freed);
@@ -113,7 +135,7 @@ impl Writer {
                 let (row, value) = item?;
                 next = row.value() + 1;
                 seen += value.value().len();
-                match judge(value.value(), &view) {
+                match judge(row.value(), value.value(), &view) {
                     Verdict::Keep => {}
                     verdict => verdicts.push((row.value(), value.value().len(), verdict)),
                 }
@@ -136,25 +158,49 @@ impl Writer {
             return Ok(());
         }
         let mut freed = 0;
+        let mut all = Starts::new();
         let txn = begin(&self.store.inner.db)?;
         {
             let mut rows = txn.open_table(ROWS)?;
             for (row, len, verdict) in verdicts {
                 match verdict {
                     Verdict::Keep => {}
-                    Verdict::Delete => {
+                    Verdict::Delete(starts) => {
+                        all.extend(starts);
                         freed += len as u64;
                         rows.remove(row)?;
                     }
-                    Verdict::Shrink(bytes) => {
+                    Verdict::Shrink(bytes, starts) => {
+                        all.extend(starts);
                         freed += (len - bytes.len()) as u64;
                         rows.insert(row, &bytes[..])?;
                     }
                 }
             }
         }
+        self.start_logs(&txn, &all)?;
         txn.commit()?;
         self.freed(freed);
+        Ok(())
+    }
+
+    /// The logs that start later now than at the last call, by what the collector took away.
+    pub fn take_starts(&mut self) -> Vec<(ShardId, Lsn)> {
+        std::mem::take(&mut self.starts)
+    }
+
+    /// Logs start where all their entries are there. Readers learn it before the rows are gone.
+    fn start_logs(&mut self, txn: &WriteTransaction, starts: &Starts) -> Result<(), StoreError> {
+        let mut table = txn.open_table(CHECKPOINT)?;
+        for (shard, start) in starts {
+            let moves = |log: &&mut ShardLog| log.start.lsn < start.lsn;
+            let mut view = self.store.inner.view.write().unwrap_or_else(PoisonError::into_inner);
+            if let Some(log) = view.shards.get_mut(usize::from(shard.0)).filter(moves) {
+                log.start = *start;
+                table.insert(start_key(*shard), &start.encode()[..])?;
+                self.starts.push((*shard, start.lsn));
+            }
+        }
         Ok(())
     }
 
@@ -165,14 +211,16 @@ impl Writer {
 }
 
 /// Judges a row all of whose entries are applied. What cannot be read is evidence, and stays as it is.
-fn judge(row: &[u8], view: &View) -> Verdict {
+fn judge(number: u64, row: &[u8], view: &View) -> Verdict {
     let mut alive = Vec::new();
     let mut at = 0;
-    for item in walk(row) {
-        let Ok((header, body)) = item else { return Verdict::Keep };
-        let entry = at..at + header.entry_len();
-        at = entry.end;
-        if header.kind != EntryKind::Records {
+    for piece in pieces(row) {
+        let Ok(piece) = piece else { return Verdict::Keep };
+        let place = at..at + piece.len();
+        at = place.end;
+        let Piece::Entry(header, body) = piece else { continue };
+        let cuts = view.log(header.shard).map(|log| &log.cuts[..]).unwrap_or_default();
+        if header.kind != EntryKind::Records || is_cut(cuts, header.lsn, number) {
             continue;
         }
         let Ok(batch) = BatchHeader::decode(body) else { return Verdict::Keep };
@@ -181,15 +229,36 @@ fn judge(row: &[u8], view: &View) -> Verdict {
             .get(&header.partition)
             .is_some_and(|partition| batch.end_offset() > partition.facts.kept.offset);
         if lives {
-            alive.push(entry);
+            alive.push(place);
         }
     }
     let len: usize = alive.iter().map(ExactSizeIterator::len).sum();
-    if len == 0 {
-        Verdict::Delete
-    } else if len < row.len() / 2 {
-        Verdict::Shrink(alive.into_iter().flat_map(|entry| &row[entry]).copied().collect())
-    } else {
-        Verdict::Keep
+    if len >= row.len() / 2 && len > 0 {
+        return Verdict::Keep;
     }
+    let mut starts = Starts::new();
+    if starts_behind(number, row, view, &mut starts).is_err() {
+        return Verdict::Keep;
+    }
+    if len == 0 {
+        return Verdict::Delete(starts);
+    }
+    Verdict::Shrink(alive.into_iter().flat_map(|entry| &row[entry]).copied().collect(), starts)
+}
+
+/// Where logs start when this row is not whole any more.
+fn starts_behind(
+    number: u64,
+    row: &[u8],
+    view: &View,
+    starts: &mut Starts,
+) -> Result<(), BadEntry> {
+    for piece in pieces(row) {
+        let Piece::Entry(header, _) = piece? else { continue };
+        let Some(log) = view.log(header.shard) else { continue };
+        if header.lsn >= log.start.lsn && !is_cut(&log.cuts, header.lsn, number) {
+            starts.insert(header.shard, LogPoint::behind(&header));
+        }
+    }
+    Ok(())
 }

@@ -16,7 +16,7 @@
 //! | 8 | u64 | number, one more than that of the frame before |
 //! | 16 | u32 | length of the entries |
 //! | 20 | u32 | 0 |
-//! | 24 | | log entries, whole, in the order in which they were committed |
+//! | 24 | | log entries, whole, in the order in which they were committed; facts behind them |
 //!
 //! A frame begins on a page of its own: writing it never touches bytes of one that was acknowledged. Frames of a half
 //! follow each other from its begin on. What moves into the database are all frames of a half, or of both.
@@ -153,11 +153,17 @@ impl Journal {
         self.next
     }
 
-    /// Writes entries and flushes them. Returns them as they lie in the log, one after the other.
+    /// Writes entries and facts, `bytes` in all, and flushes them. Returns them as they lie in the log, one after the
+    /// other.
     ///
     /// # Errors
     /// [`StoreError`]; nothing may be written after it.
-    pub(super) fn append(&mut self, entries: &[Entry], bytes: usize) -> Result<Bytes, StoreError> {
+    pub(super) fn append(
+        &mut self,
+        entries: &[Entry],
+        facts: &[u8],
+        bytes: usize,
+    ) -> Result<Bytes, StoreError> {
         let padded = frame_len(bytes);
         let mut frame = BytesMut::with_capacity(padded);
         frame.put_u64(0);
@@ -167,6 +173,7 @@ impl Journal {
         for entry in entries {
             entry.encode(&mut frame);
         }
+        frame.put_slice(facts);
         let checksum = xxh3_64_with_seed(&frame[8..], self.seed);
         frame[..8].copy_from_slice(&checksum.to_be_bytes());
         frame.resize(padded, 0);

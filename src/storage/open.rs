@@ -18,8 +18,10 @@ use super::{
     journal::Journal,
     read::Store,
     recover::{self, Recovered},
-    row::{Cursor, walk},
-    schema::{CHECKPOINT, FORMAT_VERSION, INDEX, LOG_KEY, LogInfo, META, ROWS, STATE, array},
+    row::{Cursor, pieces},
+    schema::{
+        CHECKPOINT, FORMAT_VERSION, INDEX, LOG_INDEX, LOG_KEY, LogInfo, META, ROWS, STATE, array,
+    },
     writer::Writer,
 };
 use crate::{limits::JOURNAL_LEN, wire::BadEntry};
@@ -124,6 +126,8 @@ fn open_with(
 fn take_over(db: &Database, frames: &[Bytes], next_frame: u64) -> Result<(), StoreError> {
     let txn = begin(db)?;
     txn.open_table(META)?.insert("clean", &[0][..])?;
+    // A store that was made before replicas were known has none.
+    txn.open_table(LOG_INDEX)?;
     if !frames.is_empty() {
         let mut rows = txn.open_table(ROWS)?;
         let behind = rows.last()?.map_or(0, |(row, _)| row.value() + 1);
@@ -133,7 +137,7 @@ fn take_over(db: &Database, frames: &[Bytes], next_frame: u64) -> Result<(), Sto
         };
         let mut rest = &frames.concat()[..];
         let lens: Result<Vec<usize>, BadEntry> =
-            walk(rest).map(|item| Ok(item?.0.entry_len())).collect();
+            pieces(rest).map(|piece| Ok(piece?.len())).collect();
         let lens = lens.map_err(|e| StoreError::Corrupted(format!("journal: {e}")))?;
         let mut cursor = Cursor::at(behind.max(log.next_row));
         for (row, range) in cursor.cut(lens.iter().copied()) {
@@ -191,6 +195,7 @@ fn format(db: &Database, options: Options) -> Result<(), StoreError> {
         meta.insert("journal", &0_u64.to_be_bytes()[..])?;
         txn.open_table(ROWS)?;
         txn.open_table(INDEX)?;
+        txn.open_table(LOG_INDEX)?;
         txn.open_table(STATE)?;
         txn.open_table(CHECKPOINT)?;
     }

@@ -11,7 +11,12 @@ use std::{
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use crate::{limits::COMMIT_QUEUE_BYTES_MAX, wire::Entry};
+use super::change::Change;
+use crate::{
+    limits::COMMIT_QUEUE_BYTES_MAX,
+    types::{Lsn, ShardId},
+    wire::Entry,
+};
 
 /// The log takes nothing any more: it was stopped, or a write failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -46,6 +51,12 @@ struct Shared {
 #[derive(Debug, Default)]
 struct Waiting {
     entries: VecDeque<(Entry, Reservation)>,
+    /// Entries that were taken since the queue was made.
+    taken: u64,
+    /// Changes, each with the number of the entry before which it comes.
+    changes: VecDeque<(u64, ShardId, Change)>,
+    /// At most one for each shard.
+    committed: Vec<(ShardId, Lsn)>,
     state: State,
 }
 
@@ -63,6 +74,10 @@ enum State {
 #[derive(Debug, Default)]
 pub(super) struct Taken {
     pub(super) entries: Vec<Entry>,
+    /// Changes, each with the index of the entry before which it comes.
+    pub(super) changes: Vec<(usize, ShardId, Change)>,
+    /// Positions below which a log is committed.
+    pub(super) committed: Vec<(ShardId, Lsn)>,
     pub(super) room: Vec<Reservation>,
     /// Nothing waits, and nothing will come.
     pub(super) over: bool,
@@ -131,6 +146,34 @@ impl CommitQueue {
         Ok(())
     }
 
+    /// Hands over a change, behind all entries that were handed over before. It waits for no room: the protocol bounds
+    /// changes. A shard has one promise and one cut an epoch, and asks for the next part of an install when the one
+    /// before is durable.
+    ///
+    /// # Errors
+    /// [`Closed`].
+    pub fn push_change(&self, shard: ShardId, change: Change) -> Result<(), Closed> {
+        let mut waiting = self.waiting();
+        if waiting.state != State::Open {
+            return Err(Closed);
+        }
+        let before = waiting.taken + waiting.entries.len() as u64;
+        waiting.changes.push_back((before, shard, change));
+        drop(waiting);
+        self.shared.wake.notify_one();
+        Ok(())
+    }
+
+    /// Notes that positions of a shard below `committed` are committed: made durable with the next commit, which it does
+    /// not bring about.
+    pub fn note_committed(&self, shard: ShardId, committed: Lsn) {
+        let noted = &mut self.waiting().committed;
+        match noted.iter_mut().find(|(known, _)| *known == shard) {
+            Some((_, lsn)) => *lsn = committed.max(*lsn),
+            None => noted.push((shard, committed)),
+        }
+    }
+
     /// Asks the commit thread to free on the disk what it can.
     pub fn press(&self) {
         self.shared.pressed.store(true, Relaxed);
@@ -147,18 +190,24 @@ impl CommitQueue {
         self.waiting().state == State::Open
     }
 
-    /// Takes what waits, up to `max_bytes` but at least one entry. Waits for some at most `timeout`.
+    /// Takes what waits, up to `max_bytes` but at least one entry or change. Waits for some at most `timeout`.
     pub(super) fn take(&self, max_bytes: usize, timeout: Duration) -> Taken {
         let mut waiting = self.waiting();
-        if waiting.entries.is_empty() && waiting.state == State::Open && !timeout.is_zero() {
+        let empty = waiting.entries.is_empty() && waiting.changes.is_empty();
+        if empty && waiting.state == State::Open && !timeout.is_zero() {
             let waited = self.shared.wake.wait_timeout(waiting, timeout);
             waiting = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
         let mut taken = Taken::default();
         let mut bytes = 0;
-        while let Some((entry, _)) = waiting.entries.front() {
+        loop {
+            while let Some((_, shard, change)) = waiting.next_change(taken.entries.len()) {
+                bytes += change.len();
+                taken.changes.push((taken.entries.len(), shard, change));
+            }
+            let Some((entry, _)) = waiting.entries.front() else { break };
             bytes += entry.header.entry_len();
-            if bytes > max_bytes && !taken.entries.is_empty() {
+            if bytes > max_bytes && !(taken.entries.is_empty() && taken.changes.is_empty()) {
                 break;
             }
             if let Some((entry, room)) = waiting.entries.pop_front() {
@@ -166,7 +215,10 @@ impl CommitQueue {
                 taken.room.push(room);
             }
         }
-        taken.over = taken.entries.is_empty() && waiting.state != State::Open;
+        waiting.taken += taken.entries.len() as u64;
+        taken.committed = std::mem::take(&mut waiting.committed);
+        let nothing = taken.entries.is_empty() && taken.changes.is_empty();
+        taken.over = nothing && waiting.state != State::Open;
         taken
     }
 
@@ -178,7 +230,9 @@ impl CommitQueue {
     /// Takes nothing more and forgets what waits: nobody was told that it is safe.
     pub(super) fn fail(&self) {
         self.shut(State::Failed);
-        self.waiting().entries.clear();
+        let mut waiting = self.waiting();
+        waiting.entries.clear();
+        waiting.changes.clear();
     }
 
     fn shut(&self, state: State) {
@@ -193,6 +247,14 @@ impl CommitQueue {
 
     fn waiting(&self) -> MutexGuard<'_, Waiting> {
         self.shared.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Waiting {
+    /// The next change, if it comes before the entry that is `taken` entries further on than those of the last call.
+    fn next_change(&mut self, taken: usize) -> Option<(u64, ShardId, Change)> {
+        let at = self.taken + taken as u64;
+        self.changes.pop_front_if(|(before, _, _)| *before <= at)
     }
 }
 

@@ -17,10 +17,11 @@ use super::{
     index::{self, IndexEntry, Key},
     row::walk,
     schema::{INDEX, IndexKey, ROWS},
+    shard_log::{Cut, is_cut},
     view::{Bounds, Facts, Point, View},
 };
 use crate::{
-    types::{Offset, PartitionId, Retention, Timestamp},
+    types::{Lsn, Offset, PartitionId, Retention, Timestamp},
     wire::{BatchHeader, EntryKind, entry::ENTRY_HEADER_LEN},
 };
 
@@ -107,8 +108,16 @@ struct Look {
     /// Those rows of `run` that are not in `rows` yet.
     waiting: Vec<(u64, Arc<Vec<Bytes>>)>,
     index: ReadOnlyTable<IndexKey, &'static [u8]>,
+    cuts: Arc<[Cut]>,
     /// Where the part of the index that is in memory begins.
     tail_first: Option<IndexEntry>,
+}
+
+/// Who reads: the writer sees what is going, too.
+#[derive(Clone, Copy, Debug)]
+enum Who {
+    Readers,
+    Writer,
 }
 
 /// A batch in its row. Its checksums were found right.
@@ -134,7 +143,7 @@ impl Store {
         let mut buffer = Vec::new();
         let mut lens = Vec::new();
         let mut next = from;
-        let scanned = self.scan(partition, from, end, |batch| {
+        let scanned = self.scan(partition, Who::Readers, from, end, |batch| {
             if !lens.is_empty() && buffer.len() + batch.bytes.len() > max_bytes {
                 return ControlFlow::Break(());
             }
@@ -181,10 +190,10 @@ impl Store {
         if time > bounds.last_time || bounds.start == end {
             return Ok(end);
         }
-        let near = guarded(|| self.look(partition, Key::Time(time)))?;
+        let near = guarded(|| self.look(partition, Who::Readers, Key::Time(time)))?;
         let from = near.run.first().map_or(bounds.start, |e| e.base.max(near.facts.start.offset));
         let mut found = end;
-        let scanned = self.scan(partition, from, end, |batch| {
+        let scanned = self.scan(partition, Who::Readers, from, end, |batch| {
             if batch.header.append_time < time {
                 return ControlFlow::Continue(());
             }
@@ -264,7 +273,7 @@ impl Store {
         partition: PartitionId,
         offset: Offset,
     ) -> Result<Point, ReadError> {
-        let look = self.look(partition, Key::Offset(offset))?;
+        let look = self.look(partition, Who::Writer, Key::Offset(offset))?;
         let at_end = Point { offset: look.facts.end, bytes: look.facts.bytes, row: 0 };
         if offset >= look.facts.end {
             return Ok(at_end);
@@ -280,7 +289,8 @@ impl Store {
         if let Some(row) = look.row(entry.row)? {
             for item in row.parts().flat_map(walk) {
                 let Ok((header, body)) = item else { return Ok(point) };
-                if header.partition != partition || header.kind != EntryKind::Records {
+                let other = header.partition != partition || header.kind != EntryKind::Records;
+                if other || is_cut(&look.cuts, header.lsn, entry.row) {
                     continue;
                 }
                 let Ok(batch) = BatchHeader::decode(body) else { return Ok(point) };
@@ -299,7 +309,7 @@ impl Store {
     pub(super) fn time_of(&self, partition: PartitionId, offset: Offset) -> Option<Timestamp> {
         let mut time = None;
         let end = Offset(u64::MAX);
-        let scanned = self.scan(partition, offset, end, |batch| {
+        let scanned = self.scan(partition, Who::Writer, offset, end, |batch| {
             time = Some(batch.header.append_time);
             ControlFlow::Break(())
         });
@@ -313,14 +323,17 @@ impl Store {
         spare: u64,
         end: Offset,
     ) -> Result<Offset, ReadError> {
-        let facts = guarded(|| self.look(partition, Key::Offset(Offset(0))))?.facts;
+        let facts = guarded(|| self.look(partition, Who::Readers, Key::Offset(Offset(0))))?.facts;
         let target = facts.start.bytes + spare;
-        let near = guarded(|| self.look(partition, Key::Bytes(target)))?.run.first().copied();
+        let near = guarded(|| self.look(partition, Who::Readers, Key::Bytes(target)))?
+            .run
+            .first()
+            .copied();
         // From the start on every batch is there, so bytes can be counted from any row that begins behind it.
         let near = near.filter(|entry| entry.base >= facts.start.offset);
         let (mut start, mut bytes) =
             near.map_or((facts.start.offset, facts.start.bytes), |e| (e.base, e.bytes_before));
-        self.scan(partition, start, end, |batch| {
+        self.scan(partition, Who::Readers, start, end, |batch| {
             bytes += (ENTRY_HEADER_LEN + batch.bytes.len()) as u64;
             if bytes > target {
                 return ControlFlow::Break(());
@@ -339,7 +352,7 @@ impl Store {
         end: Offset,
     ) -> Result<Offset, ReadError> {
         let mut start = offset;
-        self.scan(partition, offset, end, |batch| {
+        self.scan(partition, Who::Readers, offset, end, |batch| {
             start = batch.header.base_offset;
             ControlFlow::Break(())
         })?;
@@ -350,6 +363,7 @@ impl Store {
     fn scan(
         &self,
         partition: PartitionId,
+        who: Who,
         from: Offset,
         end: Offset,
         mut visit: impl FnMut(Found<'_>) -> ControlFlow<()>,
@@ -357,7 +371,7 @@ impl Store {
         guarded(|| {
             let mut next = from;
             loop {
-                let look = self.look(partition, Key::Offset(next))?;
+                let look = self.look(partition, who, Key::Offset(next))?;
                 let Facts { start, end: log_end, .. } = look.facts;
                 if next < start.offset {
                     return Err(ReadError::OutOfRange { start: start.offset, end: log_end });
@@ -373,7 +387,8 @@ impl Store {
                     let row = look.row(entry.row)?;
                     let row =
                         row.ok_or_else(|| corrupted(partition, next, "its row is missing"))?;
-                    match scan_row(&row, partition, &mut next, end, &mut visit)? {
+                    let cut = |lsn| is_cut(&look.cuts, lsn, entry.row);
+                    match scan_row(&row, partition, cut, &mut next, end, &mut visit)? {
                         ControlFlow::Break(()) => return Ok(()),
                         ControlFlow::Continue(()) if next >= end => return Ok(()),
                         ControlFlow::Continue(()) => {}
@@ -383,10 +398,15 @@ impl Store {
         })
     }
 
-    fn look(&self, id: PartitionId, key: Key) -> Result<Look, ReadError> {
+    fn look(&self, id: PartitionId, who: Who, key: Key) -> Result<Look, ReadError> {
         let view = self.inner.view.read().unwrap_or_else(PoisonError::into_inner);
-        let partition = view.get(id).ok_or(ReadError::NotFound(id))?;
+        let partition = match who {
+            Who::Readers => view.get(id),
+            Who::Writer => view.partitions.get(&id),
+        };
+        let partition = partition.ok_or(ReadError::NotFound(id))?;
         let (facts, tail_first) = (partition.facts, partition.tail.first().copied());
+        let cuts = view.log(facts.shard).map(|log| Arc::clone(&log.cuts)).unwrap_or_default();
         let run = index::seek_tail(partition, key);
         let waiting = match &run {
             Some(run) => {
@@ -406,7 +426,7 @@ impl Store {
                 entries => entries,
             },
         };
-        Ok(Look { facts, run, rows, waiting, index, tail_first })
+        Ok(Look { facts, run, rows, waiting, index, cuts, tail_first })
     }
 }
 
@@ -442,6 +462,7 @@ const READ_RESERVE: usize = 256 * 1024;
 fn scan_row(
     row: &Row<'_>,
     partition: PartitionId,
+    cut: impl Fn(Lsn) -> bool,
     next: &mut Offset,
     end: Offset,
     visit: &mut impl FnMut(Found<'_>) -> ControlFlow<()>,
@@ -449,7 +470,8 @@ fn scan_row(
     let before = *next;
     for item in row.parts().flat_map(walk) {
         let (header, body) = item.map_err(|e| corrupted(partition, *next, e))?;
-        if header.partition != partition || header.kind != EntryKind::Records {
+        let other = header.partition != partition || header.kind != EntryKind::Records;
+        if other || cut(header.lsn) {
             continue;
         }
         let batch = BatchHeader::decode(body).map_err(|e| corrupted(partition, *next, e))?;

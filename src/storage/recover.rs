@@ -1,7 +1,7 @@
 //! What a store holds when it is opened: the last checkpoint, and the log behind it.
 
 use std::{
-    collections::{HashSet, VecDeque},
+    collections::HashSet,
     sync::{Arc, RwLock, atomic::Ordering::Relaxed},
 };
 
@@ -11,16 +11,18 @@ use redb::{Database, ReadTransaction, ReadableDatabase, ReadableTable};
 use super::{
     backend::Meter,
     error::StoreError,
+    fact::{Fact, What},
     journal::Journal,
     open::Identity,
     read::{Counters, Inner, Store},
-    row::walk,
+    row::{Piece, pieces},
     schema::{
-        CHECKPOINT, LOG_KEY, LogInfo, ROWS, STATE, ShardInfo, decode_facts, facts_partition,
-        shard_key,
+        CHECKPOINT, LOG_KEY, LogInfo, ROWS, ReplicaInfo, STATE, ShardInfo, decode_facts,
+        facts_partition, replica_key, shard_key, start_key,
     },
+    shard_log::{LogPoint, ShardLog, is_cut},
     view::{Bounds, Ending, Partition, View},
-    writer::{Garbage, ShardLog, Writer},
+    writer::{Garbage, Writer},
 };
 use crate::{
     types::{Epoch, Lsn, PartitionId, ShardId},
@@ -49,8 +51,18 @@ pub struct RecoveredShard {
     pub end: Lsn,
     /// Chain of the last entry.
     pub chain: u64,
+    /// Epoch of the last entry.
+    pub last_epoch: Epoch,
     /// Where each epoch starts.
     pub epochs: Vec<(Epoch, Lsn)>,
+    /// All entries from here on are kept.
+    pub start: Lsn,
+    /// Messages of older epochs are refused.
+    pub promised: Epoch,
+    /// Entries before this one are known to be committed.
+    pub high_watermark: Lsn,
+    /// An install is half done: of the log nothing can be used.
+    pub installing: bool,
     /// Entries before this one are in `state`.
     pub applied: Lsn,
     /// The applied state, as handed over at the last checkpoint: kind, key, value.
@@ -83,11 +95,11 @@ pub(super) fn recover(
     drop(txn);
     for (log, shard) in &mut replay.shards {
         shard.check_tail()?;
-        (shard.end, shard.chain, shard.applied) = (log.end, log.chain, log.applied);
-        shard.epochs.clone_from(&log.epochs);
+        shard.take(log);
     }
-    let Replay { log, view, shards, dirty, endings, entries, bytes } = replay;
-    let (shards, recovered): (Vec<_>, Vec<_>) = shards.into_iter().unzip();
+    let Replay { log, mut view, shards, dirty, endings, entries, bytes } = replay;
+    let recovered: Vec<_>;
+    (view.shards, recovered) = shards.into_iter().unzip();
     let counters = Counters::default();
     counters.rows_first.store(first_row, Relaxed);
     counters.rows_next.store(next_row, Relaxed);
@@ -95,7 +107,7 @@ pub(super) fn recover(
     let inner = Arc::new(Inner { db, view: RwLock::new(view), meters, counters });
     let store = Store { inner };
     let garbage = Garbage { dead: log.dead, first_row, cursor: None, starts_moved: true };
-    let mut writer = Writer::new(store.clone(), journal, shards, next_row, garbage);
+    let mut writer = Writer::new(store.clone(), journal, next_row, garbage);
     writer.resume(dirty, entries, bytes);
     writer.end(endings)?;
     let mut partitions: Vec<_> = {
@@ -133,7 +145,15 @@ fn load(txn: &ReadTransaction, shards: u16) -> Result<Replay, StoreError> {
             Some(value) => ShardInfo::decode(value.value())?,
             None => ShardInfo::default(),
         };
-        let mut recovered = RecoveredShard { shard, applied: info.applied, ..Default::default() };
+        let replica = match table.get(replica_key(shard))? {
+            Some(value) => Some(ReplicaInfo::decode(value.value())?),
+            None => None,
+        };
+        let start = match table.get(start_key(shard))? {
+            Some(value) => Some(LogPoint::decode(value.value())?),
+            None => None,
+        };
+        let mut recovered = RecoveredShard { shard, ..Default::default() };
         for item in state.range((shard.0, 0, &[][..])..)? {
             let (key, value) = item?;
             let (number, kind, key) = key.value();
@@ -143,7 +163,7 @@ fn load(txn: &ReadTransaction, shards: u16) -> Result<Replay, StoreError> {
             let value = Bytes::copy_from_slice(value.value());
             recovered.state.push((kind, Bytes::copy_from_slice(key), value));
         }
-        all.push((ShardLog::new(info), recovered));
+        all.push((ShardLog::new(info, replica, start, log.next_row), recovered));
     }
     Ok(Replay {
         log,
@@ -166,9 +186,15 @@ impl Replay {
         for item in rows.range(from..)? {
             let (row, value) = item?;
             let row = row.value();
-            for item in walk(value.value()) {
+            for piece in pieces(value.value()) {
                 let broken = |why: String| StoreError::Corrupted(format!("log row {row}: {why}"));
-                let (header, body) = item.map_err(|e| broken(e.to_string()))?;
+                let (header, body) = match piece.map_err(|e| broken(e.to_string()))? {
+                    Piece::Entry(header, body) => (header, body),
+                    Piece::Fact(fact) => {
+                        self.fact(row, fact).map_err(broken)?;
+                        continue;
+                    }
+                };
                 header.check_body(body).map_err(|e| broken(e.to_string()))?;
                 self.entry(row, &header, body).map_err(broken)?;
             }
@@ -178,11 +204,35 @@ impl Replay {
         Ok((first, next))
     }
 
+    fn fact(&mut self, row: u64, fact: Fact) -> Result<(), String> {
+        let Some((log, _)) = self.shards.get_mut(usize::from(fact.shard.0)) else {
+            return Err(format!("fact of shard {}", fact.shard));
+        };
+        // The checkpoint knows those before it.
+        if row >= self.log.next_row {
+            match fact.what {
+                What::Promise(epoch) => log.promised = log.promised.max(epoch),
+                What::HighWatermark(lsn) => log.high_watermark = log.high_watermark.max(lsn),
+            }
+        }
+        Ok(())
+    }
+
     fn entry(&mut self, row: u64, header: &EntryHeader, body: &[u8]) -> Result<(), String> {
         let count = self.shards.len();
         let Some((log, shard)) = self.shards.get_mut(usize::from(header.shard.0)) else {
             return Err(format!("entry of shard {}, there are {count}", header.shard));
         };
+        if is_cut(&log.cuts, header.lsn, row) {
+            return Ok(());
+        }
+        if log.installing {
+            // What an install brings is in the checkpoint that came with it.
+            return match row < self.log.next_row {
+                true => Ok(()),
+                false => Err(format!("entry of shard {}, which is half installed", header.shard)),
+            };
+        }
         if row >= self.log.next_row {
             log.take(row, header).map_err(|e| e.to_string())?;
             if let Some(ending) = self.view.apply(row, header, body)? {
@@ -220,6 +270,18 @@ impl Replay {
 }
 
 impl RecoveredShard {
+    fn take(&mut self, log: &ShardLog) {
+        self.end = log.end.lsn;
+        self.chain = log.end.chain;
+        self.last_epoch = log.end.epoch;
+        self.epochs = log.epochs.iter().copied().collect();
+        self.start = log.start.lsn;
+        self.promised = log.promised;
+        self.high_watermark = log.high_watermark;
+        self.installing = log.installing;
+        self.applied = log.applied;
+    }
+
     /// The tail must be one chain.
     fn check_tail(&self) -> Result<(), StoreError> {
         for pair in self.tail.windows(2) {
@@ -231,19 +293,5 @@ impl RecoveredShard {
             }
         }
         Ok(())
-    }
-}
-
-impl ShardLog {
-    pub(super) fn new(info: ShardInfo) -> Self {
-        Self {
-            end: info.end,
-            chain: info.chain,
-            applied: info.applied,
-            replay_row: info.replay_row,
-            epochs: info.epochs,
-            rows: VecDeque::new(),
-            endings: VecDeque::new(),
-        }
     }
 }

@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use super::fact::{FACT_LEN, Fact, KIND_AT};
 use crate::{
     limits::ROW_LEN_MAX,
     wire::{BadEntry, EntryHeader, entry::ENTRY_HEADER_LEN},
@@ -54,31 +55,67 @@ impl Cursor {
     }
 }
 
-/// Walks the entries of a row. Ends after the first error.
-pub(super) struct Walk<'a> {
+/// What lies in a row, one after the other.
+pub(super) enum Piece<'a> {
+    /// Header and body of an entry; the body is not checked.
+    Entry(EntryHeader, &'a [u8]),
+    Fact(Fact),
+}
+
+impl Piece<'_> {
+    /// Its length in the row.
+    pub(super) fn len(&self) -> usize {
+        match self {
+            Self::Entry(header, _) => header.entry_len(),
+            Self::Fact(_) => FACT_LEN,
+        }
+    }
+}
+
+/// Walks what lies in a row. Ends after the first error.
+pub(super) struct Pieces<'a> {
     rest: &'a [u8],
 }
 
-/// The entries of `row`, header and body; bodies are not checked.
-pub(super) fn walk(row: &[u8]) -> Walk<'_> {
-    Walk { rest: row }
+/// What lies in `row`.
+pub(super) fn pieces(row: &[u8]) -> Pieces<'_> {
+    Pieces { rest: row }
 }
 
-impl<'a> Iterator for Walk<'a> {
-    type Item = Result<(EntryHeader, &'a [u8]), BadEntry>;
+/// The entries of `row`, header and body; bodies are not checked.
+pub(super) fn walk(row: &[u8]) -> impl Iterator<Item = Result<(EntryHeader, &[u8]), BadEntry>> {
+    pieces(row).filter_map(|piece| match piece {
+        Ok(Piece::Entry(header, body)) => Some(Ok((header, body))),
+        Ok(Piece::Fact(_)) => None,
+        Err(error) => Some(Err(error)),
+    })
+}
+
+impl<'a> Iterator for Pieces<'a> {
+    type Item = Result<Piece<'a>, BadEntry>;
 
     fn next(&mut self) -> Option<Self::Item> {
         if self.rest.is_empty() {
             return None;
         }
         let rest = std::mem::take(&mut self.rest);
+        if Fact::is_at(rest) {
+            // Damage in the kind of an entry ends here, too.
+            return Some(match Fact::decode(rest) {
+                Ok(fact) => {
+                    self.rest = &rest[FACT_LEN..];
+                    Ok(Piece::Fact(fact))
+                }
+                Err(_) => Err(BadEntry::Kind(rest[KIND_AT])),
+            });
+        }
         Some(EntryHeader::decode(rest).and_then(|header| {
             let want = header.entry_len();
             let Some((entry, rest)) = rest.split_at_checked(want) else {
                 return Err(BadEntry::Length { len: rest.len(), want });
             };
             self.rest = rest;
-            Ok((header, &entry[ENTRY_HEADER_LEN..]))
+            Ok(Piece::Entry(header, &entry[ENTRY_HEADER_LEN..]))
         }))
     }
 }

@@ -6,7 +6,9 @@
 //! | `rows` | row number | log entries, whole, in commit order |
 //! | `index` | topic, partition, base offset | entries of [`IndexEntry`], 32 bytes each |
 //! | `state` | shard, kind, key | opaque: applied state, handed over by the shard |
+//! | `log_index` | shard, lsn | pairs of u64: the first lsn of the shard in a row, and the row |
 //! | `checkpoint` | tag, number, number | 0: [`LogInfo`]; 1, shard: [`ShardInfo`]; 2, topic, partition: [`Facts`] |
+//! | | | 3, shard: [`LogPoint`], where the log starts; 4, shard: [`ReplicaInfo`] |
 
 use bytes::{Buf, BufMut};
 use redb::TableDefinition;
@@ -14,6 +16,7 @@ use redb::TableDefinition;
 use super::{
     error::StoreError,
     index::IndexEntry,
+    shard_log::{Cut, LogPoint},
     view::{Facts, Point},
 };
 use crate::types::{Epoch, Lsn, Offset, PartitionId, ShardId, Timestamp, TopicId};
@@ -31,11 +34,14 @@ pub(super) const META: TableDefinition<&str, &[u8]> = TableDefinition::new("meta
 pub(super) const ROWS: TableDefinition<u64, &[u8]> = TableDefinition::new("rows");
 pub(super) const INDEX: TableDefinition<IndexKey, &[u8]> = TableDefinition::new("index");
 pub(super) const STATE: TableDefinition<StateKey, &[u8]> = TableDefinition::new("state");
+pub(super) const LOG_INDEX: TableDefinition<LogIndexKey, &[u8]> = TableDefinition::new("log_index");
 pub(super) const CHECKPOINT: TableDefinition<(u8, u64, u32), &[u8]> =
     TableDefinition::new("checkpoint");
 
 /// Topic, partition, base offset.
 pub(super) type IndexKey = (u64, u32, u64);
+/// Shard, first lsn.
+pub(super) type LogIndexKey = (u16, u64);
 /// Shard, kind, key.
 pub(super) type StateKey = (u16, u8, &'static [u8]);
 
@@ -43,6 +49,14 @@ pub(super) const LOG_KEY: (u8, u64, u32) = (0, 0, 0);
 
 pub(super) fn shard_key(shard: ShardId) -> (u8, u64, u32) {
     (1, u64::from(shard.0), 0)
+}
+
+pub(super) fn start_key(shard: ShardId) -> (u8, u64, u32) {
+    (3, u64::from(shard.0), 0)
+}
+
+pub(super) fn replica_key(shard: ShardId) -> (u8, u64, u32) {
+    (4, u64::from(shard.0), 0)
 }
 
 pub(super) fn facts_key(partition: PartitionId) -> (u8, u64, u32) {
@@ -75,6 +89,17 @@ pub(super) struct ShardInfo {
     /// The row that holds the entry at `applied`.
     pub(super) replay_row: u64,
     pub(super) epochs: Vec<(Epoch, Lsn)>,
+}
+
+/// What a checkpoint says about a shard as one of several replicas.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct ReplicaInfo {
+    pub(super) promised: Epoch,
+    pub(super) high_watermark: Lsn,
+    /// Epoch of the last entry.
+    pub(super) last_epoch: Epoch,
+    pub(super) installing: bool,
+    pub(super) cuts: Vec<Cut>,
 }
 
 impl LogInfo {
@@ -113,7 +138,65 @@ impl ShardInfo {
     }
 }
 
-const FACTS_LEN: usize = 2 + 1 + 24 + 24 + 16 + 16;
+impl ReplicaInfo {
+    pub(super) fn encode(&self) -> Vec<u8> {
+        let mut out = Vec::with_capacity(25 + 16 * self.cuts.len());
+        for number in [self.promised.0, self.high_watermark.0, self.last_epoch.0] {
+            out.put_u64(number);
+        }
+        out.put_u8(u8::from(self.installing));
+        for cut in &self.cuts {
+            out.put_u64(cut.lsn.0);
+            out.put_u64(cut.row);
+        }
+        out
+    }
+
+    pub(super) fn decode(mut bytes: &[u8]) -> Result<Self, StoreError> {
+        need(bytes, 25 + bytes.len().saturating_sub(25) / 16 * 16, "replica")?;
+        let (promised, high_watermark) = (Epoch(bytes.get_u64()), Lsn(bytes.get_u64()));
+        let (last_epoch, installing) = (Epoch(bytes.get_u64()), bytes.get_u8() != 0);
+        let mut cuts = Vec::new();
+        while bytes.has_remaining() {
+            cuts.push(Cut { lsn: Lsn(bytes.get_u64()), row: bytes.get_u64() });
+        }
+        Ok(Self { promised, high_watermark, last_epoch, installing, cuts })
+    }
+}
+
+impl LogPoint {
+    pub(super) fn encode(&self) -> Vec<u8> {
+        [self.lsn.0, self.epoch.0, self.chain].map(u64::to_be_bytes).concat()
+    }
+
+    pub(super) fn decode(mut bytes: &[u8]) -> Result<Self, StoreError> {
+        need(bytes, 24, "log point")?;
+        let (lsn, epoch) = (Lsn(bytes.get_u64()), Epoch(bytes.get_u64()));
+        Ok(Self { lsn, epoch, chain: bytes.get_u64() })
+    }
+}
+
+/// Pairs of a value of the log index: 1 KiB, of which a checkpoint rewrites at most the last one of a shard.
+pub(super) const LOG_INDEX_CHUNK_MAX: usize = 64;
+
+pub(super) fn encode_log_index(pairs: &[(Lsn, u64)]) -> Vec<u8> {
+    pairs.iter().flat_map(|(lsn, row)| [lsn.0, *row]).flat_map(u64::to_be_bytes).collect()
+}
+
+pub(super) fn decode_log_index(mut bytes: &[u8]) -> Result<Vec<(Lsn, u64)>, StoreError> {
+    if bytes.is_empty() || !bytes.len().is_multiple_of(16) {
+        return Err(StoreError::Corrupted(format!("log index row of {} bytes", bytes.len())));
+    }
+    let mut pairs = Vec::with_capacity(bytes.len() / 16);
+    while bytes.has_remaining() {
+        pairs.push((Lsn(bytes.get_u64()), bytes.get_u64()));
+    }
+    Ok(pairs)
+}
+
+const FACTS_LEN: usize = 2 + 1 + 24 + 24 + 16 + 16 + 8;
+/// As they were before replicas were known.
+const FACTS_LEN_OLD: usize = FACTS_LEN - 8;
 
 pub(super) fn encode_facts(facts: &Facts) -> Vec<u8> {
     let mut out = Vec::with_capacity(FACTS_LEN);
@@ -124,14 +207,16 @@ pub(super) fn encode_facts(facts: &Facts) -> Vec<u8> {
         out.put_u64(point.bytes);
         out.put_u64(point.row);
     }
-    for number in [facts.end.0, facts.bytes, facts.first_time.0, facts.time_max.0] {
+    let times = [facts.first_time.0, facts.time_max.0];
+    for number in [facts.end.0, facts.bytes, times[0], times[1], facts.created.0] {
         out.put_u64(number);
     }
     out
 }
 
 pub(super) fn decode_facts(mut bytes: &[u8]) -> Result<Facts, StoreError> {
-    need(bytes, FACTS_LEN, "partition")?;
+    let old = bytes.len() == FACTS_LEN_OLD;
+    need(bytes, if old { FACTS_LEN_OLD } else { FACTS_LEN }, "partition")?;
     let (shard, dropped) = (ShardId(bytes.get_u16()), bytes.get_u8() != 0);
     let mut point =
         || Point { offset: Offset(bytes.get_u64()), bytes: bytes.get_u64(), row: bytes.get_u64() };
@@ -145,6 +230,7 @@ pub(super) fn decode_facts(mut bytes: &[u8]) -> Result<Facts, StoreError> {
         bytes: bytes.get_u64(),
         first_time: Timestamp(bytes.get_u64()),
         time_max: Timestamp(bytes.get_u64()),
+        created: if old { Lsn(0) } else { Lsn(bytes.get_u64()) },
     })
 }
 

@@ -7,9 +7,9 @@ use std::{
 
 use bytes::Bytes;
 
-use super::index::IndexEntry;
+use super::{index::IndexEntry, shard_log::ShardLog};
 use crate::{
-    types::{Offset, PartitionId, ShardId, Timestamp},
+    types::{Lsn, Offset, PartitionId, ShardId, Timestamp},
     wire::{BatchHeader, EntryHeader, EntryKind, entry::ENTRY_HEADER_LEN},
 };
 
@@ -54,7 +54,10 @@ pub(super) struct Facts {
     /// Bytes since the beginning.
     pub(super) bytes: u64,
     pub(super) first_time: Timestamp,
+    /// Not lowered when the log is cut.
     pub(super) time_max: Timestamp,
+    /// The entry that began it.
+    pub(super) created: Lsn,
 }
 
 impl Facts {
@@ -88,6 +91,8 @@ pub(super) struct View {
     pub(super) partitions: HashMap<PartitionId, Partition>,
     /// Bytes that the collector must keep, over all partitions.
     pub(super) live: u64,
+    /// The log of each shard, by number.
+    pub(super) shards: Vec<ShardLog>,
     /// Rows that are in the journal, not in the database yet.
     pub(super) waiting: Waiting,
 }
@@ -157,14 +162,12 @@ impl View {
                 let partition = self
                     .partitions
                     .entry(id)
-                    .or_insert_with(|| Partition::starting(header.shard, batch.base_offset));
+                    .or_insert_with(|| Partition::begun(header, batch.base_offset));
                 partition.append(row, &batch, len)?;
                 self.live += len;
             }
             EntryKind::PartitionCreate => {
-                self.partitions
-                    .entry(id)
-                    .or_insert_with(|| Partition::starting(header.shard, Offset(0)));
+                self.partitions.entry(id).or_insert_with(|| Partition::begun(header, Offset(0)));
             }
             EntryKind::PartitionDrop => {
                 if let Some(partition) = self.partitions.get_mut(&id) {
@@ -189,16 +192,27 @@ impl View {
         self.partitions.get(&id).is_some_and(|partition| partition.facts.dropped)
     }
 
-    /// The partition, unless it is gone or going.
+    /// The partition, unless it is gone or going, or its shard is half installed.
     pub(super) fn get(&self, id: PartitionId) -> Option<&Partition> {
-        self.partitions.get(&id).filter(|partition| !partition.facts.dropped)
+        let installing = |p: &Partition| self.log(p.facts.shard).is_some_and(|log| log.installing);
+        self.partitions.get(&id).filter(|p| !p.facts.dropped && !installing(p))
+    }
+
+    /// The log of a shard.
+    pub(super) fn log(&self, shard: ShardId) -> Option<&ShardLog> {
+        self.shards.get(usize::from(shard.0))
     }
 }
 
 impl Partition {
-    fn starting(shard: ShardId, start: Offset) -> Self {
+    fn begun(header: &EntryHeader, start: Offset) -> Self {
+        Self::starting(header.shard, header.lsn, start)
+    }
+
+    pub(super) fn starting(shard: ShardId, created: Lsn, start: Offset) -> Self {
         let point = Point { offset: start, bytes: 0, row: 0 };
-        let facts = Facts { shard, start: point, kept: point, end: start, ..Facts::default() };
+        let facts =
+            Facts { shard, created, start: point, kept: point, end: start, ..Facts::default() };
         Self { facts, tail: Vec::new() }
     }
 
@@ -210,11 +224,12 @@ impl Partition {
         if batch.base_offset != facts.end {
             return Err(format!("batch at offset {}, expected {}", batch.base_offset, facts.end));
         }
-        if facts.start.offset == facts.end {
+        // What an install brings may begin before its start, which lies inside the batch.
+        if facts.start.offset >= facts.end {
             facts.start.row = row;
             facts.first_time = batch.append_time;
         }
-        if facts.kept.offset == facts.end {
+        if facts.kept.offset >= facts.end {
             facts.kept.row = row;
         }
         if self.tail.last().is_none_or(|last| last.row != row) {

@@ -1,7 +1,7 @@
 //! The one that writes: packs entries into rows and commits them.
 
 use std::{
-    collections::{HashMap, HashSet, VecDeque},
+    collections::{HashMap, HashSet},
     io,
     ops::Range,
     sync::{PoisonError, RwLockWriteGuard, atomic::Ordering::Relaxed},
@@ -12,25 +12,27 @@ use bytes::Bytes;
 use redb::WriteTransaction;
 
 use super::{
+    change::Change,
     error::{StoreError, guarded},
+    fact::{Fact, What},
     journal::Journal,
     mover::{Move, Mover, write_rows},
     open::begin,
     read::Store,
     row::Cursor,
     schema::{CHECKPOINT_BYTES, CHECKPOINT_ENTRIES, META, ROWS},
+    shard_log::PendingEnding,
     view::{Ending, Point, View},
 };
 use crate::{
     types::{Epoch, Lsn, Offset, PartitionId, ShardId},
-    wire::{BadEntry, Entry, EntryHeader, EntryKind},
+    wire::{Entry, EntryKind},
 };
 
 /// Writes the log. Belongs to one OS thread: its calls wait for the disk.
 #[derive(Debug)]
 pub struct Writer {
     pub(super) store: Store,
-    pub(super) shards: Vec<ShardLog>,
     pub(super) cursor: Cursor,
     pub(super) dirty: HashSet<PartitionId>,
     pub(super) garbage: Garbage,
@@ -41,27 +43,12 @@ pub struct Writer {
     mover: Mover,
     /// A row on its way into the database.
     buffer: Vec<u8>,
-}
-
-/// What is known of a shard's log.
-#[derive(Debug)]
-pub(super) struct ShardLog {
-    pub(super) end: Lsn,
-    pub(super) chain: u64,
-    pub(super) applied: Lsn,
-    /// The row that holds the entry at `applied`, as of the last checkpoint.
-    pub(super) replay_row: u64,
-    pub(super) epochs: Vec<(Epoch, Lsn)>,
-    /// First entry in each row from `replay_row` on.
-    pub(super) rows: VecDeque<(Lsn, u64)>,
-    /// What ends once its entry is applied.
-    pub(super) endings: VecDeque<(Lsn, PendingEnding)>,
-}
-
-#[derive(Clone, Copy, Debug)]
-pub(super) enum PendingEnding {
-    Trim(PartitionId, Point),
-    Drop(PartitionId),
+    /// Facts that go with the next commit.
+    facts: Vec<u8>,
+    /// Positions below which the log is committed, to be made durable with the next commit.
+    noted: Vec<(ShardId, Lsn)>,
+    /// Logs that start later than their shards know.
+    pub(super) starts: Vec<(ShardId, Lsn)>,
 }
 
 /// Where the collector is.
@@ -78,16 +65,9 @@ pub(super) struct Garbage {
 }
 
 impl Writer {
-    pub(super) fn new(
-        store: Store,
-        journal: Journal,
-        shards: Vec<ShardLog>,
-        next_row: u64,
-        garbage: Garbage,
-    ) -> Self {
+    pub(super) fn new(store: Store, journal: Journal, next_row: u64, garbage: Garbage) -> Self {
         Self {
             store,
-            shards,
             cursor: Cursor::at(next_row),
             dirty: HashSet::new(),
             garbage,
@@ -96,6 +76,9 @@ impl Writer {
             journal,
             mover: Mover::default(),
             buffer: Vec::new(),
+            facts: Vec::new(),
+            noted: Vec::new(),
+            starts: Vec::new(),
         }
     }
 
@@ -106,7 +89,7 @@ impl Writer {
     }
 
     /// Commits entries of any shards, each shard's in order. When it returns they survive a power cut, and readers see
-    /// them. Returns the new end of each shard that has entries among them.
+    /// them. Returns how much was done for each shard that has entries among them, as [`Writer::perform`] does.
     ///
     /// # Errors
     /// [`StoreError`]; it is then unknown which entries are on disk, and every later call fails too.
@@ -114,12 +97,48 @@ impl Writer {
     /// # Panics
     /// If an entry does not follow the one before it in its shard or partition, or comes for a dropped partition: the
     /// shard decides, the log only follows.
-    pub fn commit(&mut self, entries: &[Entry]) -> Result<Vec<(ShardId, Lsn)>, StoreError> {
-        if entries.is_empty() {
-            return Ok(Vec::new());
+    pub fn commit(&mut self, entries: &[Entry]) -> Result<Vec<(ShardId, u64)>, StoreError> {
+        self.perform(entries, Vec::new())
+    }
+
+    /// Commits entries, and changes in between: each says before which of the entries it comes. A change other than a
+    /// promise is a transaction of its own. Returns how many appends and changes were done since the store was opened,
+    /// for each shard that is among these.
+    ///
+    /// # Errors
+    /// [`StoreError`]; it is then unknown what of it is on disk, and every later call fails too.
+    ///
+    /// # Panics
+    /// As [`Writer::commit`], and if a change contradicts what is known to be committed.
+    pub fn perform(
+        &mut self,
+        entries: &[Entry],
+        changes: Vec<(usize, ShardId, Change)>,
+    ) -> Result<Vec<(ShardId, u64)>, StoreError> {
+        let mut touched: Vec<ShardId> = entries.iter().map(|entry| entry.header.shard).collect();
+        let mut from = 0;
+        for (at, shard, change) in changes {
+            touched.push(shard);
+            if !matches!(change, Change::Promise(_)) {
+                self.commit_part(&entries[from..at])?;
+                from = at;
+            }
+            self.change(shard, &change)?;
         }
-        self.check_order(entries);
-        self.exclusively(|writer| writer.commit_all(entries))
+        self.commit_part(&entries[from..])?;
+        touched.sort_unstable();
+        touched.dedup();
+        let view = self.store.inner.view.read().unwrap_or_else(PoisonError::into_inner);
+        let done = |shard: ShardId| view.log(shard).map(|log| (shard, log.done));
+        Ok(touched.into_iter().filter_map(done).collect())
+    }
+
+    /// Notes that positions of a shard below `committed` are committed, to be made durable with the next commit.
+    pub fn note_committed(&mut self, shard: ShardId, committed: Lsn) {
+        match self.noted.iter_mut().find(|(noted, _)| *noted == shard) {
+            Some((_, lsn)) => *lsn = committed.max(*lsn),
+            None => self.noted.push((shard, committed)),
+        }
     }
 
     /// Tells whether the log behind the last checkpoint has grown so far that a new one is due.
@@ -131,7 +150,8 @@ impl Writer {
     /// Tells whether records were trimmed or dropped since the last checkpoint: their room is free only after one.
     #[must_use]
     pub fn has_endings(&self) -> bool {
-        self.shards.iter().any(|log| !log.endings.is_empty())
+        let view = self.store.inner.view.read().unwrap_or_else(PoisonError::into_inner);
+        view.shards.iter().any(|log| !log.endings.is_empty())
     }
 
     /// Closes the store and marks that it was closed.
@@ -151,7 +171,8 @@ impl Writer {
     /// Position of the next entry of a shard.
     #[must_use]
     pub fn end_of(&self, shard: ShardId) -> Option<Lsn> {
-        self.shards.get(usize::from(shard.0)).map(|log| log.end)
+        let view = self.store.inner.view.read().unwrap_or_else(PoisonError::into_inner);
+        view.log(shard).map(|log| log.end.lsn)
     }
 
     /// Runs a write, and refuses all further ones if it fails.
@@ -167,19 +188,33 @@ impl Writer {
         done
     }
 
-    fn commit_all(&mut self, entries: &[Entry]) -> Result<Vec<(ShardId, Lsn)>, StoreError> {
+    /// Commits entries that no change lies between, and the facts that wait.
+    fn commit_part(&mut self, entries: &[Entry]) -> Result<(), StoreError> {
+        if entries.is_empty() && self.facts.is_empty() {
+            return Ok(());
+        }
+        self.check_order(entries);
+        self.exclusively(|writer| writer.commit_all(entries))
+    }
+
+    fn commit_all(&mut self, entries: &[Entry]) -> Result<(), StoreError> {
         let begun = clock();
-        let bytes = entries.iter().map(|entry| entry.header.entry_len()).sum();
+        if !self.noted.is_empty() {
+            self.take_noted();
+        }
+        let facts = std::mem::take(&mut self.facts);
+        let entry_bytes: usize = entries.iter().map(|entry| entry.header.entry_len()).sum();
+        let bytes = entry_bytes + facts.len();
         let rows = if self.journal.takes(bytes) {
             self.make_room(bytes)?;
-            let rows = self.cut(entries);
-            let frame = self.journal.append(entries, bytes)?;
-            self.wait(&rows, entries, frame);
+            let rows = self.cut(entries, &facts);
+            let frame = self.journal.append(entries, &facts, bytes)?;
+            self.wait(&rows, entries, &facts, frame);
             rows
         } else {
             let txn = self.begin()?;
-            let rows = self.cut(entries);
-            self.write(&txn, &rows, entries)?;
+            let rows = self.cut(entries, &facts);
+            self.write(&txn, &rows, entries, &facts)?;
             txn.commit()?;
             self.cursor.seal();
             self.moved();
@@ -191,9 +226,10 @@ impl Writer {
             let view = &self.store.inner.view;
             let mut view = view.write().unwrap_or_else(PoisonError::into_inner);
             for (row, range) in rows {
-                for Entry { header, body } in &entries[range] {
-                    let log = &mut self.shards[usize::from(header.shard.0)];
+                for Entry { header, body } in &entries[range.start..range.end.min(entries.len())] {
+                    let log = &mut view.shards[usize::from(header.shard.0)];
                     log.take(row, header).map_err(|e| StoreError::Corrupted(e.to_string()))?;
+                    log.done += 1;
                     let ending = view.apply(row, header, body).map_err(StoreError::Corrupted)?;
                     endings.extend(ending.map(|ending| (header.shard, header.lsn, ending)));
                     self.dirty.insert(header.partition);
@@ -205,26 +241,60 @@ impl Writer {
         }
         self.since = (self.since.0 + entries.len(), self.since.1 + bytes);
         self.end(endings)?;
-        self.count(entries.len(), bytes, nanos);
-        Ok(self.ends(entries))
+        self.count(entries.len(), entry_bytes, nanos);
+        Ok(())
     }
 
-    fn cut(&mut self, entries: &[Entry]) -> Vec<(u64, Range<usize>)> {
-        self.cursor.cut(entries.iter().map(|entry| entry.header.entry_len()))
+    pub(super) fn promise(&mut self, shard: ShardId, epoch: Epoch) {
+        {
+            let mut view = self.view();
+            let log = &mut view.shards[usize::from(shard.0)];
+            log.promised = log.promised.max(epoch);
+        }
+        Fact { shard, what: What::Promise(epoch) }.encode(&mut self.facts);
+    }
+
+    /// Makes facts of what was noted as committed, as far as it is durable.
+    fn take_noted(&mut self) {
+        let view = &self.store.inner.view;
+        let mut view = view.write().unwrap_or_else(PoisonError::into_inner);
+        for (shard, noted) in &self.noted {
+            let Some(log) = view.shards.get_mut(usize::from(shard.0)) else { continue };
+            let committed = (*noted).min(log.end.lsn);
+            if committed > log.high_watermark && !log.installing {
+                log.high_watermark = committed;
+                let what = What::HighWatermark(committed);
+                Fact { shard: *shard, what }.encode(&mut self.facts);
+            }
+        }
+        let ahead = |(shard, noted): &(ShardId, Lsn)| {
+            view.log(*shard).is_some_and(|log| *noted > log.high_watermark)
+        };
+        self.noted.retain(ahead);
+    }
+
+    /// Cuts entries into rows. What lies behind the last of them stands for the facts.
+    pub(super) fn cut(&mut self, entries: &[Entry], facts: &[u8]) -> Vec<(u64, Range<usize>)> {
+        let facts = (!facts.is_empty()).then_some(facts.len());
+        self.cursor.cut(entries.iter().map(|entry| entry.header.entry_len()).chain(facts))
     }
 
     /// Writes the rows of a commit into the database.
-    fn write(
+    pub(super) fn write(
         &mut self,
         txn: &WriteTransaction,
         rows: &[(u64, Range<usize>)],
         entries: &[Entry],
+        facts: &[u8],
     ) -> Result<(), StoreError> {
         let mut table = txn.open_table(ROWS)?;
         for (row, range) in rows {
             self.buffer.clear();
-            for entry in &entries[range.clone()] {
-                entry.encode(&mut self.buffer);
+            for at in range.clone() {
+                match entries.get(at) {
+                    Some(entry) => entry.encode(&mut self.buffer),
+                    None => self.buffer.extend_from_slice(facts),
+                }
             }
             table.insert(row, &self.buffer[..])?;
         }
@@ -286,15 +356,22 @@ impl Writer {
     }
 
     /// Entries that are in the journal wait in memory, where readers find them.
-    fn wait(&self, rows: &[(u64, Range<usize>)], entries: &[Entry], mut frame: Bytes) {
+    fn wait(
+        &self,
+        rows: &[(u64, Range<usize>)],
+        entries: &[Entry],
+        facts: &[u8],
+        mut frame: Bytes,
+    ) {
         let mut view = self.view();
+        let len = |at: usize| entries.get(at).map_or(facts.len(), |entry| entry.header.entry_len());
         for (row, range) in rows {
-            let len = entries[range.clone()].iter().map(|entry| entry.header.entry_len()).sum();
+            let len = range.clone().map(len).sum();
             view.waiting.push(*row, frame.split_to(len));
         }
     }
 
-    fn view(&self) -> RwLockWriteGuard<'_, View> {
+    pub(super) fn view(&self) -> RwLockWriteGuard<'_, View> {
         self.store.inner.view.write().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -308,20 +385,18 @@ impl Writer {
                     None => continue,
                 },
             };
-            self.shards[usize::from(shard.0)].endings.push_back((lsn, pending));
+            self.view().shards[usize::from(shard.0)].endings.push_back((lsn, pending));
         }
         Ok(())
     }
 
     fn trim(&mut self, id: PartitionId, offset: Offset) -> Result<Option<Point>, StoreError> {
-        let Some(bounds) = self.store.bounds(id) else { return Ok(None) };
-        let offset = offset.min(bounds.end);
-        let point = match self.store.locate(id, offset) {
-            Ok(point) => point,
-            Err(super::ReadError::Store(error)) => return Err(error),
-            Err(error) => return Err(StoreError::Corrupted(error.to_string())),
-        };
-        if offset > bounds.start {
+        // Also of a partition that is going: the entry that ends it may be cut off.
+        let facts = self.view().partitions.get(&id).map(|partition| partition.facts);
+        let Some(facts) = facts else { return Ok(None) };
+        let offset = offset.min(facts.end);
+        let point = self.store.locate(id, offset)?;
+        if offset > facts.start.offset {
             let time = self.store.time_of(id, offset);
             let view = &self.store.inner.view;
             let mut view = view.write().unwrap_or_else(PoisonError::into_inner);
@@ -331,13 +406,6 @@ impl Writer {
             }
         }
         Ok(Some(point))
-    }
-
-    fn ends(&self, entries: &[Entry]) -> Vec<(ShardId, Lsn)> {
-        let mut touched: Vec<ShardId> = entries.iter().map(|entry| entry.header.shard).collect();
-        touched.sort_unstable();
-        touched.dedup();
-        touched.into_iter().map(|s| (s, self.shards[usize::from(s.0)].end)).collect()
     }
 
     fn count(&self, entries: usize, bytes: usize, nanos: u64) {
@@ -363,11 +431,12 @@ impl Writer {
         let mut shards = HashMap::new();
         let mut ends: HashMap<PartitionId, Offset> = HashMap::new();
         for Entry { header, body } in entries {
-            let Some(log) = self.shards.get(usize::from(header.shard.0)) else {
-                panic!("entry of shard {}, there are {}", header.shard, self.shards.len());
+            let Some(log) = view.log(header.shard) else {
+                panic!("entry of shard {}, there are {}", header.shard, view.shards.len());
             };
+            assert!(!log.installing, "nothing is appended to a log that is half installed");
             assert_eq!(body.len(), header.body_len as usize, "an entry is committed whole");
-            let (lsn, chain) = shards.entry(header.shard).or_insert((log.end, log.chain));
+            let (lsn, chain) = shards.entry(header.shard).or_insert((log.end.lsn, log.end.chain));
             assert_eq!(header.lsn, *lsn, "entries of shard {} follow each other", header.shard);
             assert_eq!(header.chain, header.chain_after(*chain), "entries of a shard are a chain");
             (*lsn, *chain) = (lsn.next(), header.chain);
@@ -397,26 +466,4 @@ impl Writer {
 )]
 pub(super) fn clock() -> Instant {
     Instant::now()
-}
-
-impl ShardLog {
-    /// Takes over an entry that lies in `row`, if it follows the one before it.
-    pub(super) fn take(&mut self, row: u64, header: &EntryHeader) -> Result<(), BadEntry> {
-        if header.lsn != self.end || header.chain != header.chain_after(self.chain) {
-            let (shard, found, want) = (header.shard, header.lsn, self.end);
-            return Err(BadEntry::Chain { shard, found, want });
-        }
-        self.note_row(row, header.lsn);
-        if self.epochs.last().is_none_or(|(epoch, _)| *epoch != header.epoch) {
-            self.epochs.push((header.epoch, header.lsn));
-        }
-        (self.end, self.chain) = (header.lsn.next(), header.chain);
-        Ok(())
-    }
-
-    pub(super) fn note_row(&mut self, row: u64, lsn: Lsn) {
-        if self.rows.back().is_none_or(|(_, last)| *last != row) {
-            self.rows.push_back((lsn, row));
-        }
-    }
 }

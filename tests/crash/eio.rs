@@ -4,7 +4,7 @@ use std::io::ErrorKind;
 
 use super::{
     disk::{Disk, Fault, Honesty, Image, Platter, Survival},
-    model::{Step, Truth},
+    model::Truth,
     rng::Rng,
     sweep::survivor,
     workload::{SHARDS, run},
@@ -54,7 +54,7 @@ fn refuse(faults: impl Iterator<Item = Fault>, what: &str) {
         assert!(disk.fired(), "{fault:?} did not happen");
         count += 1;
         let mut candidates = vec![run.truth.expect()];
-        if let Some((_, step @ (Step::Commit(_) | Step::Checkpoint(_)))) = &run.failed {
+        if let Some((_, step)) = &run.failed {
             let mut with = run.truth.clone();
             with.apply(step);
             candidates.push(with.expect());

@@ -1,11 +1,14 @@
 //! What the store should hold, computed the naive way from all entries ever committed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
 use dunlin::{
-    storage::{Bounds, ReadError, Recovered, RecoveredShard, ShardCheckpoint, Store},
-    types::{Lsn, Offset, PartitionId, Retention, ShardId, Timestamp},
+    storage::{
+        Bounds, Change, LogPoint, ReadError, Recovered, RecoveredShard, STATE_PARTITION,
+        ShardCheckpoint, Store,
+    },
+    types::{Epoch, Lsn, Offset, PartitionId, Retention, ShardId, Timestamp},
     wire::{Entry, EntryKind, batch::BATCH_HEADER_LEN},
 };
 
@@ -22,6 +25,18 @@ pub(crate) struct ShardTruth {
     pub(crate) entries: Vec<Entry>,
     pub(crate) applied: usize,
     pub(crate) state: BTreeMap<(u8, Bytes), Bytes>,
+    pub(crate) promised: Epoch,
+    /// As many were noted to be committed: that may be durable, or not.
+    pub(crate) noted: usize,
+    pub(crate) install: Option<Install>,
+}
+
+/// An install that is half done: of itself, as it was when the state was last handed over.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Install {
+    entries: Vec<Entry>,
+    state: BTreeMap<(u8, Bytes), Bytes>,
+    pub(crate) left: VecDeque<Change>,
 }
 
 /// A truth with what follows from it, worked out once for many comparisons.
@@ -37,6 +52,8 @@ pub(crate) struct Expected {
 pub(crate) enum Step {
     Commit(Vec<Entry>),
     Checkpoint(Vec<ShardCheckpoint>),
+    Change(ShardId, Change),
+    Note(ShardId, Lsn),
     /// Garbage collection, open, close: nothing that a reader may notice.
     Silent,
 }
@@ -75,6 +92,13 @@ impl Truth {
                         shard.state.insert((*kind, key.clone()), value.clone());
                     }
                 }
+            }
+            Step::Change(shard, change) => {
+                self.shards[usize::from(shard.0)].change(*shard, change);
+            }
+            Step::Note(shard, lsn) => {
+                let noted = &mut self.shards[usize::from(shard.0)].noted;
+                *noted = (*noted).max(usize::try_from(lsn.0).expect("small"));
             }
             Step::Silent => {}
         }
@@ -139,11 +163,30 @@ impl Expected {
         recovered: &Recovered,
         rng: &mut Rng,
     ) -> Result<(), String> {
-        same("shards", &recovered.shards, &self.shards)?;
+        let mut shards = recovered.shards.clone();
+        for shard in &mut shards {
+            // How much of what is applied the collector left is not in the model.
+            if shard.start > shard.applied {
+                return Err(format!("the log starts at {}, behind what is applied", shard.start));
+            }
+            shard.start = Lsn(0);
+            let truth = &self.truth.shards[usize::from(shard.shard.0)];
+            if shard.high_watermark.0 > truth.noted.max(truth.applied) as u64 {
+                return Err(format!("{} is known to be committed", shard.high_watermark));
+            }
+            if shard.high_watermark >= shard.applied {
+                shard.high_watermark = shard.applied;
+            }
+        }
+        same("shards", &shards, &self.shards)?;
         let partitions = self.partitions.iter();
-        let want: Vec<_> =
-            partitions.map(|(id, naive)| (naive.shard, *id, naive.bounds())).collect();
-        same("partitions", &recovered.partitions, &want)?;
+        let want: Vec<_> = partitions.map(|(id, naive)| (naive.shard, *id)).collect();
+        let found: Vec<_> =
+            recovered.partitions.iter().map(|(shard, id, _)| (*shard, *id)).collect();
+        same("partitions", &found, &want)?;
+        for (_, id, bounds) in &recovered.partitions {
+            self.partitions[id].check_bounds(Some(*bounds))?;
+        }
         self.check_reads(store, rng)
     }
 
@@ -151,6 +194,9 @@ impl Expected {
     pub(crate) fn check_reads(&self, store: &Store, rng: &mut Rng) -> Result<(), String> {
         for (id, naive) in &self.partitions {
             naive.check(store, *id, rng).map_err(|why| format!("partition {id}: {why}"))?;
+        }
+        for (shard, truth) in (0..).map(ShardId).zip(&self.truth.shards) {
+            truth.check_log(store, shard, rng).map_err(|why| format!("log {shard}: {why}"))?;
         }
         for id in &self.dropped {
             let read = store.read(*id, Offset(0), Offset(u64::MAX), 1);
@@ -163,7 +209,86 @@ impl Expected {
 }
 
 impl ShardTruth {
+    fn change(&mut self, shard: ShardId, change: &Change) {
+        match change {
+            Change::Promise(epoch) => self.promised = self.promised.max(*epoch),
+            Change::Truncate(lsn) => self.entries.truncate(usize::try_from(lsn.0).expect("small")),
+            Change::InstallBegin { .. } => {
+                // Begun anew: what is to come is the same.
+                if let Some(install) = &mut self.install {
+                    install.left = pack(shard, &install.entries, &install.state);
+                    return;
+                }
+                self.entries.truncate(self.applied);
+                let entries = std::mem::take(&mut self.entries);
+                let state = std::mem::take(&mut self.state);
+                let left = pack(shard, &entries, &state);
+                self.applied = 0;
+                self.install = Some(Install { entries, state, left });
+            }
+            Change::InstallChunk { .. } => {
+                let install = self.install.as_mut().expect("it began");
+                install.left.pop_front();
+            }
+            Change::InstallEnd { .. } => {
+                let install = self.install.take().expect("it began");
+                (self.entries, self.state) = (install.entries, install.state);
+                self.applied = self.entries.len();
+            }
+        }
+    }
+
+    fn point(&self, lsn: usize) -> LogPoint {
+        let last = lsn.checked_sub(1).map(|at| self.entries[at].header);
+        last.map_or(LogPoint::default(), |header| LogPoint {
+            lsn: header.lsn.next(),
+            epoch: header.epoch,
+            chain: header.chain,
+        })
+    }
+
+    /// Compares what can be read of the log, entry by entry, with the truth.
+    fn check_log(&self, store: &Store, shard: ShardId, rng: &mut Rng) -> Result<(), String> {
+        let (start, end) = (store.log_start(shard), self.end());
+        same("log end", &store.log_end(shard), &end)?;
+        for _ in 0..4 {
+            let lsn = rng.below(self.entries.len() + 2);
+            let found = store.log_point(shard, Lsn(lsn as u64)).map_err(|e| e.to_string())?;
+            let there =
+                self.install.is_none() && lsn <= self.entries.len() && lsn as u64 >= start.0;
+            same(&format!("log point {lsn}"), &found, &there.then(|| self.point(lsn)))?;
+        }
+        let max_bytes = [1, 3000, 1 << 20][rng.below(3)];
+        let mut next = start;
+        while next < end {
+            let entries = store.read_log(shard, next, end, max_bytes).map_err(|e| e.to_string())?;
+            let at = usize::try_from(next.0).expect("small");
+            if entries.is_empty() || self.entries.get(at..at + entries.len()) != Some(&entries[..])
+            {
+                return Err(format!("entries at {next} are not those that were written"));
+            }
+            let bytes: usize = entries.iter().map(|entry| entry.header.entry_len()).sum();
+            if bytes > max_bytes && entries.len() > 1 {
+                return Err(format!("{bytes} bytes read, asked for {max_bytes}"));
+            }
+            next = Lsn(next.0 + entries.len() as u64);
+        }
+        let behind = store.read_log(shard, end, Lsn(u64::MAX), 1).map_err(|e| e.to_string())?;
+        same("behind the end", &behind, &Vec::new())?;
+        if start > Lsn(0) {
+            let read = store.read_log(shard, Lsn(start.0 - 1), end, 1);
+            if !matches!(read, Err(ReadError::LogOutOfRange { .. })) {
+                return Err(format!("before the start: {read:?}"));
+            }
+        }
+        Ok(())
+    }
+
     fn expect(&self, shard: ShardId) -> RecoveredShard {
+        if self.install.is_some() {
+            let (promised, installing) = (self.promised, true);
+            return RecoveredShard { shard, promised, installing, ..Default::default() };
+        }
         let mut epochs = Vec::new();
         for entry in &self.entries {
             if epochs.last().is_none_or(|(epoch, _)| *epoch != entry.header.epoch) {
@@ -181,6 +306,11 @@ impl ShardTruth {
             shard,
             end: self.end(),
             chain: self.entries.last().map_or(0, |entry| entry.header.chain),
+            last_epoch: epochs.last().map(|(epoch, _)| *epoch).unwrap_or_default(),
+            start: Lsn(0),
+            promised: self.promised,
+            high_watermark: Lsn(self.applied as u64),
+            installing: false,
             epochs,
             applied: Lsn(self.applied as u64),
             state: state.collect(),
@@ -219,8 +349,20 @@ impl Naive {
         }
     }
 
+    /// The newest time may be that of a batch which is gone: trimmed before an install, or cut off.
+    fn check_bounds(&self, found: Option<Bounds>) -> Result<(), String> {
+        let mut want = self.bounds();
+        let kept = self.places[self.kept()..].iter().map(|place| place.2).max();
+        if let Some(found) = found
+            && found.last_time.0 >= kept.unwrap_or(0)
+        {
+            want.last_time = found.last_time;
+        }
+        same("bounds", &found, &Some(want))
+    }
+
     fn check(&self, store: &Store, id: PartitionId, rng: &mut Rng) -> Result<(), String> {
-        same("bounds", &store.bounds(id), &Some(self.bounds()))?;
+        self.check_bounds(store.bounds(id))?;
         let (kept, end) = (self.kept(), Offset(self.end()));
         let max_bytes = if rng.one_in(16) { 1 } else { [3000, 100_000, 1 << 20][rng.below(3)] };
         let mut next = Offset(self.start);
@@ -305,6 +447,40 @@ impl Naive {
         let found = found.map_err(|e| e.to_string())?;
         same(&format!("retention {retention:?} to {limit}"), &found, &Offset(want.min(limit)))
     }
+}
+
+/// What an install brings of these entries and this state.
+fn pack(
+    shard: ShardId,
+    entries: &[Entry],
+    state: &BTreeMap<(u8, Bytes), Bytes>,
+) -> VecDeque<Change> {
+    let mut all = BTreeMap::new();
+    entries.iter().for_each(|entry| fold(&mut all, entry));
+    let partitions = all.iter().map(|(id, naive)| {
+        let key = [&id.topic.0.to_be_bytes()[..], &id.index.to_be_bytes()].concat();
+        let time = naive.places.iter().map(|place| place.2).max().unwrap_or(0);
+        let value = [naive.start.to_be_bytes(), time.to_be_bytes()].concat();
+        (STATE_PARTITION, Bytes::from(key), Bytes::from(value))
+    });
+    let lives = |entry: &&Entry| {
+        let (Some(naive), Ok(batch)) = (all.get(&entry.header.partition), entry.batch_header())
+        else {
+            return false;
+        };
+        batch.end_offset().0 > naive.start
+    };
+    let rest = state.iter().map(|((kind, key), value)| (*kind, key.clone(), value.clone()));
+    let live: Vec<Entry> = entries.iter().filter(lives).cloned().collect();
+    let (one, two) = live.split_at(live.len() / 2);
+    let truth = ShardTruth { entries: entries.to_vec(), ..Default::default() };
+    let epochs = truth.expect(shard).epochs;
+    VecDeque::from([
+        Change::InstallChunk { entries: Vec::new(), state: partitions.collect() },
+        Change::InstallChunk { entries: one.to_vec(), state: rest.collect() },
+        Change::InstallChunk { entries: two.to_vec(), state: Vec::new() },
+        Change::InstallEnd { base: truth.point(entries.len()), epochs },
+    ])
 }
 
 fn same<T: PartialEq + std::fmt::Debug>(what: &str, found: &T, want: &T) -> Result<(), String> {

@@ -1,8 +1,8 @@
 //! Any list of operations leaves the store as the naive model says.
 
 use dunlin::{
-    storage::{Options, Store},
-    types::{PartitionId, TopicId},
+    storage::{Change, Options, Store, Writer},
+    types::{PartitionId, ShardId, TopicId},
     wire::EntryKind,
 };
 use proptest::prelude::*;
@@ -11,7 +11,7 @@ use super::{
     disk::Disk,
     model::{Step, Truth},
     rng::Rng,
-    workload::{Author, OPTIONS, SHARDS, checkpoint, shard_of},
+    workload::{Author, OPTIONS, SHARDS, change, checkpoint, shard_of},
 };
 
 #[derive(Clone, Debug)]
@@ -20,6 +20,8 @@ enum Op {
     Trim { partition: u8, seed: u64 },
     Drop { partition: u8 },
     Epoch,
+    Change(u64),
+    Install(u8),
     Checkpoint(u64),
     Collect { pass: bool, budget: u32 },
     Reopen { clean: bool },
@@ -35,6 +37,8 @@ fn op() -> impl Strategy<Value = Op> {
         3 => (0..4u8, any::<u64>()).prop_map(|(partition, seed)| Op::Trim { partition, seed }),
         1 => (0..4u8).prop_map(|partition| Op::Drop { partition }),
         1 => Just(Op::Epoch),
+        3 => any::<u64>().prop_map(Op::Change),
+        1 => (0..3u8).prop_map(Op::Install),
         3 => any::<u64>().prop_map(Op::Checkpoint),
         2 => (any::<bool>(), 1..300_000u32).prop_map(|(pass, budget)| Op::Collect { pass, budget }),
         2 => any::<bool>().prop_map(|clean| Op::Reopen { clean }),
@@ -97,6 +101,15 @@ fn check(ops: &[Op]) -> Result<(), String> {
                 Step::Commit(vec![author.trim(id, &mut Rng(*seed))])
             }
             Op::Drop { partition } => control(&truth, EntryKind::PartitionDrop, id(*partition)),
+            Op::Change(seed) => match change(&truth, &mut Rng(*seed)) {
+                Step::Change(_, Change::InstallBegin { .. }) => continue,
+                step => step,
+            },
+            Op::Install(shard) => {
+                install(&store, &mut writer, &mut truth, ShardId(u16::from(*shard)))?;
+                truth.expect().check_reads(&store, &mut rng)?;
+                continue;
+            }
             Op::Epoch => control(&truth, EntryKind::EpochStart, id(0)),
         };
         match &step {
@@ -104,11 +117,51 @@ fn check(ops: &[Op]) -> Result<(), String> {
             Step::Checkpoint(handed) => {
                 writer.checkpoint(handed.clone()).map_err(|e| e.to_string())?;
             }
+            Step::Change(shard, change) => {
+                writer
+                    .perform(&[], vec![(0, *shard, change.clone())])
+                    .map_err(|e| e.to_string())?;
+                truth.apply(&step);
+                truth.expect().check_reads(&store, &mut rng)?;
+                continue;
+            }
+            Step::Note(shard, lsn) => writer.note_committed(*shard, *lsn),
             Step::Silent => {}
         }
         truth.apply(&step);
     }
     truth.expect().check_reads(&store, &mut rng)
+}
+
+/// Installs a shard of what the store itself says about it.
+fn install(
+    store: &Store,
+    writer: &mut Writer,
+    truth: &mut Truth,
+    shard: ShardId,
+) -> Result<(), String> {
+    let before = &truth.shards[usize::from(shard.0)];
+    if before.noted > before.applied {
+        return Ok(());
+    }
+    let snapshot = store.snapshot(shard).map_err(|e| e.to_string())?.ok_or("no snapshot")?;
+    let base = snapshot.base();
+    if base.lsn.0 != before.applied as u64 {
+        return Err(format!("a snapshot at {base:?}, applied {}", before.applied));
+    }
+    let mut changes = vec![Change::InstallBegin { base }];
+    // What the collector does in between must not matter.
+    writer.begin_pass();
+    while writer.collect_garbage(usize::MAX).map_err(|e| e.to_string())? {}
+    for index in 0..snapshot.chunks() {
+        changes.push(snapshot.chunk(index).map_err(|e| e.to_string())?);
+    }
+    changes.push(Change::InstallEnd { base, epochs: snapshot.epochs().to_vec() });
+    for change in changes {
+        writer.perform(&[], vec![(0, shard, change.clone())]).map_err(|e| e.to_string())?;
+        truth.apply(&Step::Change(shard, change));
+    }
+    Ok(())
 }
 
 fn control(truth: &Truth, kind: EntryKind, id: PartitionId) -> Step {

@@ -265,7 +265,7 @@ impl<'a> Candidates<'a> {
 
     fn work_out(&mut self) {
         self.now = vec![self.acknowledged.expect()];
-        if let Some((_, step @ (Step::Commit(_) | Step::Checkpoint(_)))) = self.under_way {
+        if let Some((_, step)) = self.under_way {
             let mut with = self.acknowledged.clone();
             with.apply(step);
             self.now.push(with.expect());

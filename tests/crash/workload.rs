@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, ops::Range};
 
 use bytes::Bytes;
 use dunlin::{
-    storage::{Options, Recovered, ShardCheckpoint, Store, StoreError, Writer},
+    storage::{Change, LogPoint, Options, Recovered, ShardCheckpoint, Store, StoreError, Writer},
     types::{Epoch, Lsn, Offset, PartitionId, ProducerId, Sequence, ShardId, Timestamp, TopicId},
     wire::{
         BatchBuilder, Compression, Entry, EntryKind, Record,
@@ -85,6 +85,13 @@ fn perform(writer: &mut Writer, step: &Step, rng: &mut Rng) -> Result<(), StoreE
     match step {
         Step::Commit(entries) => writer.commit(entries).map(drop),
         Step::Checkpoint(handed) => writer.checkpoint(handed.clone()),
+        Step::Change(shard, change) => {
+            writer.perform(&[], vec![(0, *shard, change.clone())]).map(drop)
+        }
+        Step::Note(shard, lsn) => {
+            writer.note_committed(*shard, *lsn);
+            Ok(())
+        }
         Step::Silent => {
             if rng.flip() {
                 writer.begin_pass();
@@ -102,6 +109,19 @@ fn perform(writer: &mut Writer, step: &Step, rng: &mut Rng) -> Result<(), StoreE
 
 /// Draws a step that may follow `truth`. Every third run is of small commits, which fill the journal again and again.
 pub(crate) fn next_step(truth: &Truth, seed: u64, rng: &mut Rng) -> Step {
+    let installs = (0..).map(ShardId).zip(&truth.shards);
+    let mut installs = installs.filter_map(|(id, shard)| Some((id, shard.install.as_ref()?)));
+    if let Some((shard, install)) = installs.next() {
+        return match rng.below(6) {
+            0 => Step::Silent,
+            1 => Step::Checkpoint(checkpoint(truth, rng)),
+            2 if rng.one_in(3) => begin_install(shard),
+            _ => Step::Change(shard, install.left[0].clone()),
+        };
+    }
+    if rng.one_in(6) {
+        return change(truth, rng);
+    }
     if seed % 3 == 1 && !rng.one_in(12) {
         return Step::Commit(Author::new(truth).small_commit(rng));
     }
@@ -112,10 +132,31 @@ pub(crate) fn next_step(truth: &Truth, seed: u64, rng: &mut Rng) -> Step {
     }
 }
 
+/// Draws what a replica is told besides entries.
+pub(crate) fn change(truth: &Truth, rng: &mut Rng) -> Step {
+    let number = rng.below(truth.shards.len());
+    let shard = &truth.shards[number];
+    let id = ShardId(u16::try_from(number).expect("small"));
+    let committed = shard.applied.max(shard.noted);
+    let some = committed + rng.below(shard.entries.len().saturating_sub(committed) + 1);
+    let some = Lsn(some as u64);
+    match rng.below(8) {
+        0 => Step::Change(id, Change::Promise(Epoch(rng.next() % 50))),
+        1 if (committed as u64) < some.0 => Step::Note(id, some),
+        2 | 3 if shard.noted <= shard.applied => begin_install(id),
+        _ if some.0 <= shard.entries.len() as u64 => Step::Change(id, Change::Truncate(some)),
+        _ => Step::Silent,
+    }
+}
+
+fn begin_install(shard: ShardId) -> Step {
+    Step::Change(shard, Change::InstallBegin { base: LogPoint::default() })
+}
+
 pub(crate) fn checkpoint(truth: &Truth, rng: &mut Rng) -> Vec<ShardCheckpoint> {
     let mut handed = Vec::new();
     for (number, shard) in (0..).zip(&truth.shards) {
-        if rng.one_in(4) {
+        if shard.install.is_some() || rng.one_in(4) {
             continue;
         }
         let behind = shard.entries.len() - shard.applied;
