@@ -205,6 +205,8 @@ impl Plan {
             .map(|kind| match kind {
                 16.. if beyond => rng.between(5, 20),
                 16.. => 0,
+                // Crash, isolate, elect: what makes primaries change.
+                0 | 6 | 15 if rng.permille(800) => rng.between(2, 20),
                 _ if rng.permille(450) => 0,
                 _ => rng.between(1, 20),
             })
@@ -279,13 +281,20 @@ impl Draw {
     fn faults(&self, rng: &mut Rng) -> Vec<(u64, Fault)> {
         let gap = rng.between(50_000, 700_000);
         let mut faults = Vec::new();
-        let mut at = rng.between(500_000, 2_000_000);
+        let mut at = rng.between(500_000, 2_500_000);
+        // Faults come in storms: a site that never gets anything done has nothing to lose.
+        let (storm, calm) = (rng.between(200_000, 4_000_000), rng.between(500_000, 4_000_000));
+        let mut until = at + storm;
         // A pair of faults at nearly the same time finds what two by themselves do not.
         let paired = if rng.permille(300) { rng.below(400) } else { 0 };
         while at < HORIZON {
             faults.extend(self.fault(rng, false).map(|fault| (at, fault)));
             let near = rng.permille(paired);
             at += if near { rng.between(1, 50_000) } else { rng.between(1, 2 * gap) };
+            if at > until {
+                at += rng.between(calm / 2, calm);
+                until = at + storm;
+            }
         }
         faults
     }

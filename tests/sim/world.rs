@@ -56,6 +56,8 @@ pub(crate) struct World {
     pub(crate) trace: Trace,
     pub(crate) filter: Option<Filter>,
     pub(crate) held: Vec<(usize, Envelope<Entry>)>,
+    /// A disk holds something else than was written.
+    pub(crate) damaged: bool,
     /// Answers to producers are lost.
     pub(crate) deaf: bool,
     /// Producers begin no new batches.
@@ -94,6 +96,7 @@ impl World {
             trace: Trace::default(),
             filter: None,
             held: Vec::new(),
+            damaged: false,
             deaf: false,
             quiet: false,
             acks_at_rest: None,
