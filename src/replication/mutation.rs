@@ -47,11 +47,13 @@ pub(crate) enum Mutation {
     NoPrefixCheck,
     /// `ShardConfig` lets a sole member be elected that has lost data.
     StalledElectable,
+    /// `Primary::barrier` takes each question for answered.
+    BarrierUnasked,
 }
 
 impl Mutation {
     /// All of them.
-    pub(crate) const ALL: [Self; 21] = [
+    pub(crate) const ALL: [Self; 22] = [
         Self::ForgetPromise,
         Self::AckBeforeCommit,
         Self::CountOldIncarnation,
@@ -73,6 +75,7 @@ impl Mutation {
         Self::LostStaysInSet,
         Self::NoPrefixCheck,
         Self::StalledElectable,
+        Self::BarrierUnasked,
     ];
 }
 

@@ -43,6 +43,10 @@ pub(crate) struct Plan {
     pub(crate) renewed: u64,
     /// Silent producers are forgotten.
     pub(crate) expires: bool,
+    /// At so many of a thousand ticks a primary is asked whether it still leads.
+    pub(crate) barriers: u64,
+    /// The preferred primary leads again when it has kept pace for this many microseconds; 0 for never.
+    pub(crate) preferred_after: u64,
 }
 
 /// A fault that waits for a moment at which it does harm.
@@ -230,6 +234,8 @@ impl Plan {
             compacting: if rng.permille(400) { u64::MAX } else { rng.next() },
             renewed: if rng.permille(500) { rng.below(900) } else { 0 },
             expires: rng.permille(500),
+            barriers: if rng.permille(500) { rng.below(500) } else { 0 },
+            preferred_after: if rng.permille(300) { rng.between(1_000_000, 10_000_000) } else { 0 },
         }
     }
 
@@ -251,6 +257,8 @@ impl Plan {
             compacting: u64::MAX,
             renewed: 0,
             expires: false,
+            barriers: 0,
+            preferred_after: 0,
         }
     }
 }
@@ -331,8 +339,7 @@ impl Draw {
             (one_of(self.nodes), one_of(self.nodes), one_of(self.nodes), one_of(self.data));
         let time = rng.between(50_000, 3_000_000);
         let short = rng.permille(300);
-        let down =
-            if short { rng.between(1_000, 50_000) } else { rng.between(50_000, 3_000_000) };
+        let down = if short { rng.between(1_000, 50_000) } else { rng.between(50_000, 3_000_000) };
         let survives = rng.permille(500);
         let years = i64::try_from(rng.below(20)).unwrap_or(0) - 10;
         Some(match kind {

@@ -248,9 +248,10 @@ impl World {
                     replica.message(*envelope, now, &disk.durable, out);
                 });
             }
-            Event::Heartbeat { to, from, digest } => {
+            Event::Heartbeat { to, from, digest, hears } => {
                 if let Some(process) = &mut self.nodes[to].process {
                     process.controller.heartbeat(from, &digest, now);
+                    process.controller.reported(from, hears, now);
                 }
             }
             Event::Committed { node, life } => {

@@ -3,8 +3,8 @@
 use super::{
     super::{
         event::Event,
-        plan::Fault,
-        view::Violation,
+        plan::{Fault, Shape},
+        view::{Observed, Violation},
         world::{Fate, World},
     },
     stage::{PAIR, Played, STRICT_PAIR, Stage, THREE, ends, leader},
@@ -194,4 +194,57 @@ fn resend(world: &mut World, client: usize, node: usize) {
 /// Whether somebody leads a later epoch.
 fn led(world: &World, before: Epoch) -> bool {
     world.metadata.newest().config.epoch > before && leader(world).is_some()
+}
+
+/// A primary that the others have replaced, and that does not know, is asked whether it still leads. Once it hears of it
+/// there is nobody left to answer.
+pub(super) fn barrier_of_a_deposed_primary() -> Played {
+    let mut stage = Stage::whole(THREE)?;
+    let old = stage.roles()?.0;
+    stage.act(|world| world.ask_barrier(old))?;
+    stage.until("an answer", |world| {
+        world.observed.iter().any(|o| matches!(o, Observed::BarrierHeld { number: 1, .. }))
+    })?;
+    let before = stage.config().epoch;
+    stage.isolate(old);
+    stage.until("another primary", |world| led(world, before) && leader(world) != Some(old))?;
+    let acks = stage.world.counters.acks;
+    stage.until("acks by it", |world| world.counters.acks > acks + 3)?;
+    stage.act(|world| world.ask_barrier(old))?;
+    stage.pass(500)?;
+    stage.join(old);
+    stage.pass(2_000)?;
+    stage.finish()
+}
+
+/// A primary is cut off from both other members, and still reaches the metadata group: it would remove them and go on
+/// alone.
+pub(super) fn primary_that_hears_nobody() -> Played {
+    let mut stage = Stage::whole(Shape { data: 3, witnesses: 2, replicas: 3, copies_min: 1 })?;
+    let (old, followers) = stage.roles()?;
+    let before = stage.config().epoch;
+    for node in followers {
+        stage.world.network.cut(old, node);
+        stage.world.network.cut(node, old);
+    }
+    stage.until("another primary", |world| led(world, before) && leader(world) != Some(old))?;
+    if stage.config().set.len() < 2 {
+        let text = format!("the one that was cut off removed others: {:?}", stage.config());
+        return Err(Violation { rule: "comes_to_rest", text });
+    }
+    stage.finish()
+}
+
+/// The preferred primary is back, and leads again without anybody's doing.
+pub(super) fn preferred_primary_is_back() -> Played {
+    let mut stage = Stage::whole(THREE)?;
+    stage.world.plan.preferred_after = 5_000_000;
+    let preferred = stage.config().replicas[0];
+    let at = |world: &World| leader(world).map(|at| world.nodes[at].disk.durable.ident.node);
+    stage.until("the preferred primary", |world| at(world) == Some(Some(preferred)))?;
+    let first = stage.roles()?.0;
+    stage.fault(Fault::Crash { node: first, down: 3_000_000, survives: true })?;
+    stage.until("another primary", |world| at(world).is_some_and(|id| id != Some(preferred)))?;
+    stage.until("the preferred primary again", |world| at(world) == Some(Some(preferred)))?;
+    stage.finish()
 }

@@ -13,9 +13,9 @@ use super::{
     },
     NOT_REACHED, Schedule,
     failures::{
-        acks_of_a_former_epoch, clock_jump_with_a_batch_in_doubt, clocks_years_apart,
-        copy_on_a_disk_that_is_gone, hand_over_without_a_fault, power_cut, primary_cut_off,
-        two_crashes,
+        acks_of_a_former_epoch, barrier_of_a_deposed_primary, clock_jump_with_a_batch_in_doubt,
+        clocks_years_apart, copy_on_a_disk_that_is_gone, hand_over_without_a_fault, power_cut,
+        preferred_primary_is_back, primary_cut_off, primary_that_hears_nobody, two_crashes,
     },
     stage::{PAIR, Played, STRICT_PAIR, Stage, THREE, carries, is_member, is_pending, leader},
 };
@@ -60,6 +60,9 @@ schedules! {
     acks_of_a_former_epoch,
     power_cut,
     hand_over_without_a_fault,
+    barrier_of_a_deposed_primary,
+    primary_that_hears_nobody,
+    preferred_primary_is_back,
 }
 
 /// A replica promises a new epoch and restarts; then the old primary's appends arrive.
