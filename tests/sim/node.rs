@@ -367,7 +367,7 @@ impl World {
         if !after.is_zero() {
             self.drive(at, |replica, _, _| replica.hand_over_to_preferred(after, now));
         }
-        if self.rng.permille(self.plan.barriers) {
+        if self.plan.barriers > 0 && self.rng.permille(self.plan.barriers) {
             self.ask_barrier(at);
         }
         let compacts = self.plan.compacting >> at & 1 == 1 && self.plan.compaction > 0;
@@ -545,6 +545,7 @@ impl World {
                 process.barrier = held;
                 let (epoch, number) = held;
                 let answer = Observed::BarrierHeld { node: at, epoch, number, end: to };
+                self.counters.barriers += u64::from(number > 0);
                 self.observed.extend((number > 0).then_some(answer));
             }
         }

@@ -193,6 +193,8 @@ pub(crate) struct Counters {
     pub(crate) acks: u64,
     pub(crate) reads: u64,
     pub(crate) alarms: u64,
+    /// Times that a primary proved that it led.
+    pub(crate) barriers: u64,
 }
 
 /// A world, seen from outside.

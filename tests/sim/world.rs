@@ -493,7 +493,7 @@ impl World {
         let done = self.producers[client].answered(client, attempt, answer, &mut self.history);
         let acked = before && done && matches!(answer, Answer::Stored { .. });
         self.counters.acks += u64::from(acked);
-        if acked && self.rng.permille(self.plan.renewed) {
+        if acked && self.plan.renewed > 0 && self.rng.permille(self.plan.renewed) {
             self.producers[client].renew();
         }
         // Some producers do not try again what was refused.

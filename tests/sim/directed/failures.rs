@@ -113,6 +113,25 @@ pub(super) fn copy_on_a_disk_that_is_gone() -> Played {
     stage.finish()
 }
 
+/// A producer sends again what is stored and not committed, to the primary that stored it.
+pub(super) fn retry_before_commit() -> Played {
+    let mut stage = Stage::whole(STRICT_PAIR)?;
+    let (primary, followers) = stage.roles()?;
+    stage.settle()?;
+    let member = followers[0];
+    stage.filter(move |from, _, body| match body {
+        Body::Durable(_) if from == member => Fate::Drop,
+        _ => Fate::Pass,
+    });
+    let (client, end) = (0, stage.world.nodes[primary].disk.durable.end());
+    stage.world.producers[client].target = primary;
+    stage.world.quiet = false;
+    stage.until("a batch on one disk", |world| world.nodes[primary].disk.durable.end() > end)?;
+    resend(&mut stage.world, client, primary);
+    stage.pass(300)?;
+    stage.finish()
+}
+
 /// A batch with a producer's first sequence is stored and not acked when the primary dies. The next one's clock is years
 /// ahead, and the batch is sent again.
 pub(super) fn clock_jump_with_a_batch_in_doubt() -> Played {
