@@ -49,11 +49,13 @@ pub(crate) enum Mutation {
     StalledElectable,
     /// `Primary::barrier` takes each question for answered.
     BarrierUnasked,
+    /// `Primary::barrier` does not wait for pending replicas.
+    BarrierSkipsPending,
 }
 
 impl Mutation {
     /// All of them.
-    pub(crate) const ALL: [Self; 22] = [
+    pub(crate) const ALL: [Self; 23] = [
         Self::ForgetPromise,
         Self::AckBeforeCommit,
         Self::CountOldIncarnation,
@@ -76,6 +78,7 @@ impl Mutation {
         Self::NoPrefixCheck,
         Self::StalledElectable,
         Self::BarrierUnasked,
+        Self::BarrierSkipsPending,
     ];
 }
 

@@ -69,7 +69,7 @@ fn by_seeds(mutation: Mutation, seeds: u64, time: Duration) -> (u64, Option<Find
 }
 
 /// The schedule for each bug that has one, and the rule by which it is found.
-const BY_SCHEDULE: [(Mutation, &str, &str); 22] = [
+const BY_SCHEDULE: [(Mutation, &str, &str); 23] = [
     (Mutation::ForgetPromise, "forgotten_promise", "promise_is_durable"),
     (
         Mutation::AckBeforeCommit,
@@ -100,6 +100,7 @@ const BY_SCHEDULE: [(Mutation, &str, &str); 22] = [
     (Mutation::NoPrefixCheck, "damaged_end_of_a_log", "damage_is_not_built_on"),
     (Mutation::StalledElectable, "last_replica_standing", "stalled_is_not_led"),
     (Mutation::BarrierUnasked, "barrier_of_a_deposed_primary", "barrier_sees_acks"),
+    (Mutation::BarrierSkipsPending, "barrier_beside_a_joining_replica", "barrier_sees_acks"),
 ];
 
 /// Bugs that a few seeds find.

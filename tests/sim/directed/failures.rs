@@ -9,7 +9,11 @@ use super::{
     },
     stage::{PAIR, Played, STRICT_PAIR, Stage, THREE, ends, leader},
 };
-use crate::{replication::Body, types::Epoch, wire::EntryKind};
+use crate::{
+    replication::{Body, ShardChange},
+    types::{Boot, Epoch, Incarnation},
+    wire::EntryKind,
+};
 
 /// A primary that is cut off commits nothing by itself, and loses what it alone has.
 pub(super) fn primary_cut_off() -> Played {
@@ -233,6 +237,46 @@ pub(super) fn barrier_of_a_deposed_primary() -> Played {
     stage.pass(500)?;
     stage.join(old);
     stage.pass(2_000)?;
+    stage.finish()
+}
+
+/// A replica that a primary still takes for pending is a member, is elected, and acks by itself. The primary reaches the
+/// third of them, which has heard nothing of it.
+pub(super) fn barrier_beside_a_joining_replica() -> Played {
+    let mut stage = Stage::whole(Shape { data: 3, witnesses: 2, replicas: 3, copies_min: 1 })?;
+    let (old, followers) = stage.roles()?;
+    let (third, joining) = (followers[0], followers[1]);
+    stage.drive_out(joining)?;
+    stage.settle()?;
+    stage.join(joining);
+    stage.until("a replica that the primary takes for pending", |world| {
+        let process = world.nodes[old].process.as_ref();
+        let replica = process.and_then(|process| process.replica.as_ref());
+        replica.is_some_and(|replica| !replica.config().pending.is_empty())
+    })?;
+    for node in (0..stage.world.nodes.len()).filter(|node| *node != third && *node != old) {
+        stage.world.network.cut(old, node);
+        stage.world.network.cut(node, old);
+    }
+    stage.pass(20)?;
+    let boot = |stage: &Stage, node: usize| Boot {
+        node: stage.id(node),
+        incarnation: Incarnation(stage.boot(node).unwrap_or(0)),
+    };
+    let (from, replica) = (boot(&stage, old), boot(&stage, joining));
+    let expect_version = stage.config().version;
+    stage.propose(ShardChange::ConfirmAdd { expect_version, from, replica })?;
+    let expect_version = stage.config().version;
+    let drop = vec![stage.id(old), stage.id(third)];
+    stage.filter(move |from, _, _| if from == joining { Fate::Drop } else { Fate::Pass });
+    stage.propose(ShardChange::Elect { expect_version, primary: replica, drop })?;
+    stage.until("it leads", |world| leader(world) == Some(joining))?;
+    let acks = stage.world.counters.acks;
+    stage.world.producers[0].target = joining;
+    stage.world.quiet = false;
+    stage.until("acks by it", |world| world.counters.acks > acks)?;
+    stage.act(|world| world.ask_barrier(old))?;
+    stage.pass(300)?;
     stage.finish()
 }
 

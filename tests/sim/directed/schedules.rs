@@ -13,10 +13,10 @@ use super::{
     },
     NOT_REACHED, Schedule,
     failures::{
-        acks_of_a_former_epoch, barrier_of_a_deposed_primary, clock_jump_with_a_batch_in_doubt,
-        clocks_years_apart, copy_on_a_disk_that_is_gone, hand_over_without_a_fault, power_cut,
-        preferred_primary_is_back, primary_cut_off, primary_that_hears_nobody, retry_before_commit,
-        two_crashes,
+        acks_of_a_former_epoch, barrier_beside_a_joining_replica, barrier_of_a_deposed_primary,
+        clock_jump_with_a_batch_in_doubt, clocks_years_apart, copy_on_a_disk_that_is_gone,
+        hand_over_without_a_fault, power_cut, preferred_primary_is_back, primary_cut_off,
+        primary_that_hears_nobody, retry_before_commit, two_crashes,
     },
     stage::{PAIR, Played, STRICT_PAIR, Stage, THREE, carries, is_member, is_pending, leader},
 };
@@ -62,6 +62,7 @@ schedules! {
     power_cut,
     hand_over_without_a_fault,
     barrier_of_a_deposed_primary,
+    barrier_beside_a_joining_replica,
     primary_that_hears_nobody,
     preferred_primary_is_back,
 }
