@@ -44,6 +44,21 @@ sim-long seeds="50000" first="1":
 mutations secs="120":
     DUNLIN_MUTATIONS={{ secs }} cargo test --release --lib sim::mutations -- --nocapture
 
+# Lines of src/replication that the simulator alone reaches, by 300 seeds and all schedules. Needs llvm tools of the version
+# that rustc was built with; Debian's llvm-NN puts them in this directory.
+sim-cover llvm="/usr/lib/llvm-22/bin":
+    #!/usr/bin/env bash
+    set -euo pipefail
+    dir=target/cover
+    mkdir -p $dir
+    rm -f $dir/*.profraw
+    test=$(cargo rustc --lib --profile test --target-dir $dir --message-format=json -- -C instrument-coverage \
+        | grep -o '"executable":"[^"]*"' | tail -1 | cut -d'"' -f4)
+    LLVM_PROFILE_FILE=$dir/%p.profraw "$test" sim::nothing sim::directed
+    {{ llvm }}/llvm-profdata merge -sparse $dir/*.profraw -o $dir/sim.profdata
+    {{ llvm }}/llvm-cov report "$test" -instr-profile=$dir/sim.profdata \
+        --sources src/replication --ignore-filename-regex='tests\.rs|fixture|mutation\.rs'
+
 # Throughput and latency beside what the disk and a bare quinn give. Words after it go to `dunlin bench`.
 bench *args:
     cargo run --release --quiet -- bench {{ args }}

@@ -128,6 +128,9 @@ pub const REPLICATION_FACTOR: usize = 3;
 pub const HEARTBEAT: Duration = Duration::from_millis(150);
 /// A node that was not heard for this long is down: six heartbeats, so that a lossy link does not depose a primary.
 pub const FENCE_AFTER: Duration = Duration::from_millis(900);
+/// In a dispute of who hears whom, what was not heard for this long is not heard: less than [`FENCE_AFTER`], so that a
+/// primary is replaced before it can remove all others.
+pub const HEARD_WITHIN: Duration = Duration::from_millis(500);
 /// A member of a commit set that has not what the primary had this long ago is removed, if enough stay.
 pub const LAG_MAX: Duration = Duration::from_millis(750);
 /// After a start of the whole site the controller waits this long for the other members of a set, to choose the best.

@@ -9,6 +9,7 @@
 //! elections.
 
 mod backup;
+mod barrier;
 mod config;
 mod controller;
 mod effect;

@@ -215,6 +215,28 @@ impl<W> Replica<W> {
         }
     }
 
+    /// Begins to hand over to the shard's preferred primary, if that has kept pace for `after`. To be called at ticks, by a
+    /// driver that wants it.
+    pub fn hand_over_to_preferred(&mut self, after: Duration, now: Duration) {
+        if let Role::Primary(shard) = &mut self.role
+            && let Some(node) = shard.primary().preferred(after, now)
+        {
+            // Who does not keep pace after all is named again later.
+            let _ = shard.primary_mut().hand_over(node, now);
+        }
+    }
+
+    /// Asks whether this node still leads: see [`Primary::ask_barrier`]. None if it knows that it does not.
+    pub fn ask_barrier(&mut self, out: &mut Vec<Effect<W>>) -> Option<u64> {
+        let Role::Primary(shard) = &mut self.role else { return None };
+        let mut number = 0;
+        shard.lead(out, |primary, asked| {
+            number = primary.ask_barrier(asked);
+            false
+        });
+        Some(number)
+    }
+
     /// The snapshot that [`replication::Effect::Snapshot`] asked for is made.
     pub fn snapshot(&mut self, to: Boot, base: LogEnd, chunks: u32, out: &mut Vec<Effect<W>>) {
         if let Role::Primary(shard) = &mut self.role {

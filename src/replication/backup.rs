@@ -130,10 +130,13 @@ impl<E: LogEntry> Backup<E> {
                 }
                 Some(answer)
             }
+            Body::Barrier(number) => Some(Body::BarrierHeld(number)),
             // Returned at once, above.
-            Body::State(_) | Body::Durable(_) | Body::ChunkDurable { .. } | Body::Refused(_) => {
-                None
-            }
+            Body::State(_)
+            | Body::Durable(_)
+            | Body::ChunkDurable { .. }
+            | Body::Refused(_)
+            | Body::BarrierHeld(_) => None,
         }
     }
 

@@ -10,7 +10,7 @@ use super::{
     entry::LogEnd,
 };
 use crate::{
-    limits::{BOOT_WAIT, FENCE_AFTER, REPLICA_RETRY},
+    limits::{BOOT_WAIT, FENCE_AFTER, HEARD_WITHIN, REPLICA_RETRY},
     types::{Boot, NodeId, ShardId},
 };
 
@@ -28,6 +28,8 @@ pub struct ShardDigest {
 pub struct Controller {
     started: Duration,
     heard: BTreeMap<NodeId, Heard>,
+    /// Whom each node says it hears, and when it said so.
+    reports: BTreeMap<NodeId, (Duration, Vec<NodeId>)>,
     proposed: BTreeMap<ShardId, (u64, Duration)>,
 }
 
@@ -42,7 +44,12 @@ impl Controller {
     /// Begins with an empty table.
     #[must_use]
     pub fn new(now: Duration) -> Self {
-        Self { started: now, heard: BTreeMap::new(), proposed: BTreeMap::new() }
+        Self {
+            started: now,
+            heard: BTreeMap::new(),
+            reports: BTreeMap::new(),
+            proposed: BTreeMap::new(),
+        }
     }
 
     /// A node lives. Heartbeats of an earlier boot than the one heard last are late.
@@ -53,6 +60,20 @@ impl Controller {
         }
         let ends = digest.iter().map(|d| (d.shard, d.end)).collect();
         self.heard.insert(from.node, Heard { boot: from, at: now, ends });
+    }
+
+    /// Whom this node hears: to be said in its own heartbeats.
+    #[must_use]
+    pub fn hears(&self, now: Duration) -> Vec<NodeId> {
+        let heard = self.heard.iter().filter(|(_, heard)| now <= heard.at + HEARD_WITHIN);
+        heard.map(|(node, _)| *node).collect()
+    }
+
+    /// Whom another node says it hears, with a heartbeat that was taken by [`Self::heartbeat`].
+    pub fn reported(&mut self, from: Boot, hears: Vec<NodeId>, now: Duration) {
+        if self.heard.get(&from.node).is_some_and(|heard| heard.boot == from) {
+            self.reports.insert(from.node, (now, hears));
+        }
     }
 
     /// The elections to propose now.
@@ -68,7 +89,7 @@ impl Controller {
                 *version == config.version && now < *at + REPLICA_RETRY
             };
             if config.stalled
-                || self.leads(config, boots, now)
+                || (self.leads(config, boots, now) && !self.is_disputed(config, boots, now))
                 || self.proposed.get(&shard).is_some_and(waits)
             {
                 continue;
@@ -90,6 +111,25 @@ impl Controller {
         })
     }
 
+    /// Whether the primary hears none of two or more other members, though all of them live and hear each other: it would
+    /// remove them all, and it is the one that is cut off. Nodes that report nothing dispute nothing.
+    fn is_disputed(&self, config: &ShardConfig, boots: &Boots, now: Duration) -> bool {
+        let Some(primary) = config.primary else { return false };
+        let others: Vec<NodeId> =
+            config.set.iter().copied().filter(|node| *node != primary.node).collect();
+        let report = |node: NodeId| {
+            self.alive(node, boots, now)?;
+            let (at, hears) = self.reports.get(&node)?;
+            (now <= *at + HEARD_WITHIN).then_some(hears)
+        };
+        let Some(heard_by_primary) = report(primary.node) else { return false };
+        others.len() > 1
+            && others.iter().all(|node| {
+                let hears = |other: &NodeId| report(*node).is_some_and(|h| h.contains(other));
+                !heard_by_primary.contains(node) && others.iter().all(|o| o == node || hears(o))
+            })
+    }
+
     fn alive(&self, node: NodeId, boots: &Boots, now: Duration) -> Option<&Heard> {
         let heard = self.heard.get(&node)?;
         let current = boots.get(&node) == Some(&heard.boot.incarnation);
@@ -104,9 +144,11 @@ impl Controller {
         boots: &Boots,
         now: Duration,
     ) -> Option<ShardChange> {
+        let disputed = config.primary.filter(|_| self.is_disputed(config, boots, now));
         let live: Vec<_> = config
             .set
             .iter()
+            .filter(|node| disputed.is_none_or(|primary| primary.node != **node))
             .filter_map(|node| self.alive(*node, boots, now))
             .filter_map(|heard| Some((heard.boot, *heard.ends.get(&shard)?)))
             .collect();

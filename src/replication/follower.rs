@@ -29,6 +29,8 @@ pub(super) struct Follower {
     pub(super) removals: u32,
     /// It has less than it had said.
     pub(super) regressed: bool,
+    /// The last question of [`super::Primary::ask_barrier`] that this boot has answered.
+    pub(super) barrier: u64,
 }
 
 /// What happens between the primary and a replica.
@@ -62,6 +64,7 @@ impl Follower {
             in_sync_since: None,
             removals: 0,
             regressed: false,
+            barrier: 0,
         }
     }
 
@@ -70,6 +73,7 @@ impl Follower {
         self.incarnation = incarnation;
         self.restart();
         self.acked = Lsn(0);
+        self.barrier = 0;
     }
 
     /// Asks for its state anew.

@@ -5,7 +5,9 @@
 
 use std::time::Duration;
 
-use super::{config::ShardChange, entry::LogEntry, follower::Progress, primary::Primary};
+use super::{
+    config::ShardChange, entry::LogEntry, follower::Progress, primary::Primary, set_change::is_dead,
+};
 use crate::{
     limits::HAND_OVER_MAX,
     types::{Boot, NodeId},
@@ -50,7 +52,22 @@ impl<E: LogEntry> Primary<E> {
             return Err(CannotHandOver::Behind(to));
         }
         self.hand_over = Some(HandOver { to, until: now + HAND_OVER_MAX });
+        self.handed_at = now;
         Ok(())
+    }
+
+    /// The preferred primary, if it should lead in place of this one: it is in the set and has kept pace for this long, and
+    /// nothing was handed over for as long, so that a hand-over that fails does not hold up publishes again and again.
+    #[must_use]
+    pub fn preferred(&self, after: Duration, now: Duration) -> Option<NodeId> {
+        let node = *self.config.replicas.first()?;
+        let follower = self.followers.get(&node)?;
+        let long = |since: Duration| now >= since + after;
+        let fit = self.config.set.contains(&node)
+            && self.is_recovered()
+            && !is_dead(follower, now)
+            && follower.in_sync_since.is_some_and(long);
+        (fit && long(self.handed_at) && self.hand_over.is_none()).then_some(node)
     }
 
     /// Whether publishes are held back for a hand-over, and to whom.

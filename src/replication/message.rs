@@ -21,7 +21,7 @@ pub struct Envelope<E> {
     pub body: Body<E>,
 }
 
-/// What a message says. The first five go from the primary to a replica, the others back.
+/// What a message says. [`Body::is_of_primary`] tells which go from the primary to a replica; the others go back.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Body<E> {
     /// "I lead this epoch: tell me of your log." Answered by [`Body::State`].
@@ -61,6 +61,10 @@ pub enum Body<E> {
     },
     /// "I do not follow."
     Refused(Refusal),
+    /// From the primary: "Is this epoch still yours?" Answered by [`Body::BarrierHeld`].
+    Barrier(u64),
+    /// "When this question came I had promised no later epoch."
+    BarrierHeld(u64),
 }
 
 impl<E> Body<E> {
@@ -72,10 +76,13 @@ impl<E> Body<E> {
             | Self::Align(_)
             | Self::Append(_)
             | Self::InstallBegin { .. }
-            | Self::InstallChunk { .. } => true,
-            Self::State(_) | Self::Durable(_) | Self::ChunkDurable { .. } | Self::Refused(_) => {
-                false
-            }
+            | Self::InstallChunk { .. }
+            | Self::Barrier(_) => true,
+            Self::State(_)
+            | Self::Durable(_)
+            | Self::ChunkDurable { .. }
+            | Self::Refused(_)
+            | Self::BarrierHeld(_) => false,
         }
     }
 }

@@ -47,11 +47,15 @@ pub(crate) enum Mutation {
     NoPrefixCheck,
     /// `ShardConfig` lets a sole member be elected that has lost data.
     StalledElectable,
+    /// `Primary::barrier` takes each question for answered.
+    BarrierUnasked,
+    /// `Primary::barrier` does not wait for pending replicas.
+    BarrierSkipsPending,
 }
 
 impl Mutation {
     /// All of them.
-    pub(crate) const ALL: [Self; 21] = [
+    pub(crate) const ALL: [Self; 23] = [
         Self::ForgetPromise,
         Self::AckBeforeCommit,
         Self::CountOldIncarnation,
@@ -73,6 +77,8 @@ impl Mutation {
         Self::LostStaysInSet,
         Self::NoPrefixCheck,
         Self::StalledElectable,
+        Self::BarrierUnasked,
+        Self::BarrierSkipsPending,
     ];
 }
 

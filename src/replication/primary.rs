@@ -32,6 +32,10 @@ pub struct Primary<E> {
     pub(super) hand_over: Option<HandOver>,
     pub(super) proposed: Option<Proposed>,
     pub(super) floor_at: Duration,
+    /// Number of the last question whether this epoch still holds.
+    pub(super) barrier: u64,
+    /// When a hand-over was begun last, or the epoch.
+    pub(super) handed_at: Duration,
     /// A member that may not be removed is down.
     stuck: bool,
     /// The time of the last input that had one.
@@ -76,6 +80,8 @@ impl<E: LogEntry> Primary<E> {
             hand_over: None,
             proposed: None,
             floor_at: now,
+            barrier: 0,
+            handed_at: now,
             stuck: false,
             now,
         };
@@ -225,12 +231,14 @@ impl<E: LogEntry> Primary<E> {
             }
             Body::ChunkDurable { base, next } => self.next_chunk(from, base, next, out),
             Body::Refused(refusal) => self.refused(from, refusal, out),
+            Body::BarrierHeld(number) => self.barrier_held(from, number),
             // What a primary says, from one that is none.
             Body::StartEpoch
             | Body::Align(_)
             | Body::Append(_)
             | Body::InstallBegin { .. }
-            | Body::InstallChunk { .. } => {}
+            | Body::InstallChunk { .. }
+            | Body::Barrier(_) => {}
         }
         false
     }
@@ -299,6 +307,7 @@ impl<E: LogEntry> Primary<E> {
             return;
         }
         self.ask_all(out);
+        self.ask_barriers(out);
         if let Some(change) = self.review(now) {
             out.push(Effect::Propose(change));
         }
@@ -313,7 +322,7 @@ impl<E: LogEntry> Primary<E> {
     }
 
     /// Whether the start of the epoch is durable here: no message of the epoch leaves before that.
-    fn has_started(&self) -> bool {
+    pub(super) fn has_started(&self) -> bool {
         self.log.durable_end() > self.epoch_start
     }
 

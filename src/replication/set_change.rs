@@ -124,7 +124,7 @@ impl<E: LogEntry> Primary<E> {
     }
 }
 
-fn is_dead(follower: &Follower, now: Duration) -> bool {
+pub(super) fn is_dead(follower: &Follower, now: Duration) -> bool {
     now > follower.heard_at + FENCE_AFTER
 }
 

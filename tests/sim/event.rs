@@ -6,7 +6,7 @@ use super::{clients::Answer, node::Handle, plan::Fault};
 use crate::{
     cluster::{BootClaim, MetaReject},
     replication::{Envelope, ShardChange, ShardDigest},
-    types::{Boot, Offset},
+    types::{Boot, NodeId, Offset},
     wire::{BatchHeader, Entry},
 };
 
@@ -22,6 +22,7 @@ pub(crate) enum Event {
         to: usize,
         from: Boot,
         digest: Vec<ShardDigest>,
+        hears: Vec<NodeId>,
     },
     Committed {
         node: usize,

@@ -179,8 +179,11 @@ impl World {
         self.schedule(down, Event::Start { node: at });
     }
 
-    /// Makes something else of the last entry on a disk.
+    /// Makes something else of the last entry on a disk, of one disk in a run.
     fn damage(&mut self, at: usize, down: u64) {
+        if std::mem::replace(&mut self.damaged, true) {
+            return;
+        }
         self.stop(at, false);
         let image = &mut self.nodes[at].disk.durable;
         if let Some(last) = image.log.last_mut() {

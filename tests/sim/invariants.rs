@@ -16,11 +16,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use self::{
     agreed::{Losses, Sequence},
     rule::{
-        COMMITTED_NEVER_CHANGES, Found, HALF_INSTALLED_NEVER_COUNTS, LOGS_END_EQUAL,
-        LOST_DISK_NEVER_COUNTS, MEMBERS_HOLD_COMMITTED, NO_ALARM_WITHOUT_LOSS, NO_EPOCH_IS_RESUMED,
-        ONE_LEADER_PER_EPOCH, PRIMARY_HOLDS_COMMITTED, QUORUM_CONTAINS_PENDING, Rule,
-        STALE_PROPOSALS_FAIL,
-        WATERMARK_IS_COMMITTED, WATERMARK_NEVER_FALLS,
+        BARRIER_SEES_ACKS, COMMITTED_NEVER_CHANGES, Found, HALF_INSTALLED_NEVER_COUNTS,
+        LOGS_END_EQUAL, LOST_DISK_NEVER_COUNTS, MEMBERS_HOLD_COMMITTED, NO_ALARM_WITHOUT_LOSS,
+        NO_EPOCH_IS_RESUMED, ONE_LEADER_PER_EPOCH, PRIMARY_HOLDS_COMMITTED,
+        QUORUM_CONTAINS_PENDING, Rule, STALE_PROPOSALS_FAIL, WATERMARK_IS_COMMITTED,
+        WATERMARK_NEVER_FALLS,
     },
     shadow::Shadow,
     truth::Truth,
@@ -40,6 +40,10 @@ pub(crate) struct Invariants {
     losses: Lost,
     /// By the node that it was, what a disk held when it was lost. Until the site knows, it counts as a copy.
     gone: BTreeMap<NodeId, u64>,
+    /// The end of all that was acked.
+    acked: Lsn,
+    /// What it was when a primary was asked, in an epoch, a question of a number.
+    barriers: BTreeMap<(usize, Epoch, u64), Lsn>,
     /// As much of the clients' history was seen.
     events: usize,
     found: Found,
@@ -265,6 +269,18 @@ impl Invariants {
         for observed in world.observed() {
             match observed {
                 Observed::Leads { node, boot, epoch } => self.leads(world, *node, *boot, *epoch),
+                Observed::BarrierAsked { node, epoch, number } => {
+                    self.barriers.insert((*node, *epoch, *number), self.acked);
+                }
+                Observed::BarrierHeld { node, epoch, number, end } => {
+                    let asked = self.barriers.range((*node, *epoch, 0)..=(*node, *epoch, *number));
+                    let acked = asked.map(|(_, acked)| *acked).max().unwrap_or_default();
+                    if acked > *end {
+                        self.found.fault(BARRIER_SEES_ACKS, || {
+                            format!("node {node} in epoch {epoch} answers {end}, acked was {acked}")
+                        });
+                    }
+                }
                 Observed::Applied { expected, found } if expected != found => {
                     self.found.fault(STALE_PROPOSALS_FAIL, || {
                         format!("a proposal for version {expected} changed version {found}")
@@ -288,7 +304,8 @@ impl Invariants {
                         there.len() + gone.iter().filter(counted).count()
                     };
                     let what = (*value, *partition, *base);
-                    self.truth.acked(*node, what, *copies, has, &mut self.found);
+                    let end = self.truth.acked(*node, what, *copies, has, &mut self.found);
+                    self.acked = self.acked.max(end);
                 }
                 Observed::Alarm { node, text } => {
                     if text.starts_with("Regressed") {

@@ -54,6 +54,8 @@ pub(crate) struct Process {
     /// Metadata is on its way.
     pub(crate) learning: bool,
     pub(crate) ticks: u64,
+    /// The last question of a primary that was answered, in its epoch.
+    barrier: (Epoch, u64),
     /// Base and number of chunks of the snapshots that are sent.
     snapshots: BTreeMap<NodeId, (LogEnd, u32)>,
     seen: (Lsn, Option<Epoch>),
@@ -84,6 +86,7 @@ impl Process {
             applied: 0,
             learning: false,
             ticks: 0,
+            barrier: (Epoch(0), 0),
             snapshots: BTreeMap::new(),
             seen: (Lsn(0), None),
         }
@@ -360,6 +363,13 @@ impl World {
                 replica.with_shard(out, |shard, out| shard.expire_producers(time, quick, 10, out));
             }
         });
+        let after = Duration::from_micros(self.plan.preferred_after);
+        if !after.is_zero() {
+            self.drive(at, |replica, _, _| replica.hand_over_to_preferred(after, now));
+        }
+        if self.plan.barriers > 0 && self.rng.permille(self.plan.barriers) {
+            self.ask_barrier(at);
+        }
         let compacts = self.plan.compacting >> at & 1 == 1 && self.plan.compaction > 0;
         if compacts && self.rng.below(self.plan.compaction) == 0 {
             self.compact(at);
@@ -370,15 +380,32 @@ impl World {
             if to == at {
                 if let Some(process) = &mut self.nodes[at].process {
                     process.controller.heartbeat(boot, digest, now);
+                    let hears = process.controller.hears(now);
+                    process.controller.reported(boot, hears, now);
                 }
                 continue;
             }
             for delay in self.network.send(at, to).into_iter().flatten() {
                 let digest = digest.to_vec();
-                self.schedule(delay, Event::Heartbeat { to, from: boot, digest });
+                let hears = self.nodes[at].process.as_ref().map(|p| p.controller.hears(now));
+                let hears = hears.unwrap_or_default();
+                self.schedule(delay, Event::Heartbeat { to, from: boot, digest, hears });
             }
         }
         self.control(at, now);
+    }
+
+    /// Asks the replica of a node whether it still leads, if it believes so.
+    pub(crate) fn ask_barrier(&mut self, at: usize) {
+        let Some(epoch) = self.nodes[at].process.as_ref().and_then(Process::leads) else { return };
+        let mut asked = Vec::new();
+        self.drive(at, |replica, _, out| {
+            // It was asked before any answer can be there.
+            asked.extend(replica.ask_barrier(out));
+        });
+        let asked = asked.into_iter();
+        self.observed
+            .splice(0..0, asked.map(|number| Observed::BarrierAsked { node: at, epoch, number }));
     }
 
     /// Lets the controller of a node decide, if it believes that it leads the metadata group.
@@ -512,5 +539,15 @@ impl World {
             self.observed.push(Observed::Committed { node: at, from, to, by });
         }
         process.seen = (to, epoch);
+        if let Some(primary) = leads {
+            let held = (primary.epoch(), primary.barrier());
+            if held > process.barrier {
+                process.barrier = held;
+                let (epoch, number) = held;
+                let answer = Observed::BarrierHeld { node: at, epoch, number, end: to };
+                self.counters.barriers += u64::from(number > 0);
+                self.observed.extend((number > 0).then_some(answer));
+            }
+        }
     }
 }

@@ -43,6 +43,10 @@ pub(crate) struct Plan {
     pub(crate) renewed: u64,
     /// Silent producers are forgotten.
     pub(crate) expires: bool,
+    /// At so many of a thousand ticks a primary is asked whether it still leads.
+    pub(crate) barriers: u64,
+    /// The preferred primary leads again when it has kept pace for this many microseconds; 0 for never.
+    pub(crate) preferred_after: u64,
 }
 
 /// A fault that waits for a moment at which it does harm.
@@ -205,6 +209,8 @@ impl Plan {
             .map(|kind| match kind {
                 16.. if beyond => rng.between(5, 20),
                 16.. => 0,
+                // Crash, isolate, elect: what makes primaries change.
+                0 | 6 | 15 if rng.permille(800) => rng.between(2, 20),
                 _ if rng.permille(450) => 0,
                 _ => rng.between(1, 20),
             })
@@ -228,6 +234,8 @@ impl Plan {
             compacting: if rng.permille(400) { u64::MAX } else { rng.next() },
             renewed: if rng.permille(500) { rng.below(900) } else { 0 },
             expires: rng.permille(500),
+            barriers: if rng.permille(500) { rng.below(500) } else { 0 },
+            preferred_after: if rng.permille(300) { rng.between(1_000_000, 10_000_000) } else { 0 },
         }
     }
 
@@ -249,6 +257,8 @@ impl Plan {
             compacting: u64::MAX,
             renewed: 0,
             expires: false,
+            barriers: 0,
+            preferred_after: 0,
         }
     }
 }
@@ -279,13 +289,20 @@ impl Draw {
     fn faults(&self, rng: &mut Rng) -> Vec<(u64, Fault)> {
         let gap = rng.between(50_000, 700_000);
         let mut faults = Vec::new();
-        let mut at = rng.between(500_000, 2_000_000);
+        let mut at = rng.between(500_000, 2_500_000);
+        // Faults come in storms: a site that never gets anything done has nothing to lose.
+        let (storm, calm) = (rng.between(200_000, 4_000_000), rng.between(500_000, 4_000_000));
+        let mut until = at + storm;
         // A pair of faults at nearly the same time finds what two by themselves do not.
         let paired = if rng.permille(300) { rng.below(400) } else { 0 };
         while at < HORIZON {
             faults.extend(self.fault(rng, false).map(|fault| (at, fault)));
             let near = rng.permille(paired);
             at += if near { rng.between(1, 50_000) } else { rng.between(1, 2 * gap) };
+            if at > until {
+                at += rng.between(calm / 2, calm);
+                until = at + storm;
+            }
         }
         faults
     }
@@ -322,8 +339,7 @@ impl Draw {
             (one_of(self.nodes), one_of(self.nodes), one_of(self.nodes), one_of(self.data));
         let time = rng.between(50_000, 3_000_000);
         let short = rng.permille(300);
-        let down =
-            if short { rng.between(1_000, 50_000) } else { rng.between(50_000, 3_000_000) };
+        let down = if short { rng.between(1_000, 50_000) } else { rng.between(50_000, 3_000_000) };
         let survives = rng.permille(500);
         let years = i64::try_from(rng.below(20)).unwrap_or(0) - 10;
         Some(match kind {

@@ -25,6 +25,13 @@ impl World {
         self.quiet && self.producers.iter().all(|p| p.open.is_none()) && self.is_even()
     }
 
+    /// Whether no member of the set has a disk any more: one was lost while proposals to drop the others were under way.
+    /// An operator would have to decide.
+    pub(crate) fn is_orphaned(&self) -> bool {
+        let config = &self.metadata.newest().config;
+        !config.set.is_empty() && config.set.iter().all(|id| !self.ids.contains_key(id))
+    }
+
     /// What is missing, for whoever reads a failure.
     pub(crate) fn describe(&self) -> String {
         let config = &self.metadata.newest().config;

@@ -1,4 +1,4 @@
-//! The simulator's only source of chance: xorshift-multiply, one stream for each purpose, all from one seed.
+//! The simulator's only source of chance: SplitMix64, one stream for each purpose, all from one seed.
 
 /// A stream of numbers.
 #[derive(Clone, Debug)]
@@ -7,18 +7,14 @@ pub(crate) struct Rng(u64);
 impl Rng {
     /// The stream of this seed and purpose.
     pub(crate) fn new(seed: u64, purpose: u64) -> Self {
-        let mut rng = Self(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ purpose.rotate_left(32));
-        rng.next();
-        rng
+        // Mixed: a stream is a walk in even steps, and seeds side by side would walk in each other's footsteps.
+        Self(mix(mix(seed).wrapping_add(purpose)))
     }
 
-    /// SplitMix64.
+    /// The next number.
     pub(crate) fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        z ^ (z >> 31)
+        mix(self.0)
     }
 
     /// Below `n`; 0 for 0.
@@ -40,4 +36,10 @@ impl Rng {
     pub(crate) fn permille(&mut self, n: u64) -> bool {
         self.below(1_000) < n
     }
+}
+
+fn mix(z: u64) -> u64 {
+    let z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    let z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    z ^ (z >> 31)
 }

@@ -27,12 +27,13 @@ pub(crate) struct Outcome {
 }
 
 impl Outcome {
-    /// Whether too little happened for the run to prove anything: no failover, or nothing that a failover could break.
+    /// Whether too little happened for the run to prove anything: nothing published or read, or no failover, truncation,
+    /// install or change of the set but those by which any site comes up.
     pub(crate) fn is_vacuous(&self) -> bool {
         let Counters { failovers, truncations, set_changes, installs, acks, reads, .. } =
             self.counters;
-        let changes = truncations + installs + set_changes.saturating_sub(self.ordinary);
-        failovers < 2 || changes == 0 || acks < 10 || reads < 10
+        let changes = set_changes.saturating_sub(self.ordinary) + failovers.saturating_sub(1);
+        changes + truncations + installs < 2 || acks < 10 || reads < 10
     }
 }
 
@@ -89,7 +90,7 @@ fn rest(
         if let Some(violation) = judge(world, checkers) {
             return Some(violation);
         }
-        if world.metadata.newest().config.stalled {
+        if world.metadata.newest().config.stalled || world.is_orphaned() {
             *stalled = true;
             return None;
         }

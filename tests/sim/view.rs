@@ -128,6 +128,19 @@ pub(crate) enum Observed {
         copies: u8,
         epoch: Epoch,
     },
+    /// A primary asked whether its epoch still holds.
+    BarrierAsked {
+        node: usize,
+        epoch: Epoch,
+        number: u64,
+    },
+    /// All its questions up to this number are answered, and so much is committed.
+    BarrierHeld {
+        node: usize,
+        epoch: Epoch,
+        number: u64,
+        end: Lsn,
+    },
     /// A process began, or ended.
     Started {
         node: usize,
@@ -180,6 +193,8 @@ pub(crate) struct Counters {
     pub(crate) acks: u64,
     pub(crate) reads: u64,
     pub(crate) alarms: u64,
+    /// Times that a primary proved that it led.
+    pub(crate) barriers: u64,
 }
 
 /// A world, seen from outside.

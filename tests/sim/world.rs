@@ -56,6 +56,8 @@ pub(crate) struct World {
     pub(crate) trace: Trace,
     pub(crate) filter: Option<Filter>,
     pub(crate) held: Vec<(usize, Envelope<Entry>)>,
+    /// A disk holds something else than was written.
+    pub(crate) damaged: bool,
     /// Answers to producers are lost.
     pub(crate) deaf: bool,
     /// Producers begin no new batches.
@@ -94,6 +96,7 @@ impl World {
             trace: Trace::default(),
             filter: None,
             held: Vec::new(),
+            damaged: false,
             deaf: false,
             quiet: false,
             acks_at_rest: None,
@@ -245,9 +248,10 @@ impl World {
                     replica.message(*envelope, now, &disk.durable, out);
                 });
             }
-            Event::Heartbeat { to, from, digest } => {
+            Event::Heartbeat { to, from, digest, hears } => {
                 if let Some(process) = &mut self.nodes[to].process {
                     process.controller.heartbeat(from, &digest, now);
+                    process.controller.reported(from, hears, now);
                 }
             }
             Event::Committed { node, life } => {
@@ -489,7 +493,7 @@ impl World {
         let done = self.producers[client].answered(client, attempt, answer, &mut self.history);
         let acked = before && done && matches!(answer, Answer::Stored { .. });
         self.counters.acks += u64::from(acked);
-        if acked && self.rng.permille(self.plan.renewed) {
+        if acked && self.plan.renewed > 0 && self.rng.permille(self.plan.renewed) {
             self.producers[client].renew();
         }
         // Some producers do not try again what was refused.

@@ -89,3 +89,36 @@ fn a_stalled_shard_and_boots_that_are_over_are_left_alone() {
     config.stalled = false;
     assert_eq!(elected(&mut controller, &config, SECOND * 20).map(|e| e.0), Some(2));
 }
+
+/// Each of these says whom it hears.
+fn report(controller: &mut Controller, reports: &[(u64, &[u64])], now: Duration) {
+    for (node, hears) in reports {
+        hear(controller, *node, 3, 9, now);
+        let hears = hears.iter().copied().map(NodeId).collect();
+        controller.reported(boot(*node, *node), hears, now);
+    }
+}
+
+#[test]
+fn a_primary_that_hears_none_of_those_who_hear_each_other_is_replaced() {
+    let now = SECOND * 20;
+    let cut_off: &[(u64, &[u64])] = &[(1, &[1, 4]), (2, &[2, 3, 4]), (3, &[2, 3, 4])];
+    let mut controller = Controller::new(Duration::ZERO);
+    report(&mut controller, cut_off, now);
+    let elect = elected(&mut controller, &config(&[1, 2, 3]), now);
+    assert_eq!(elect, Some((2, vec![NodeId(1)])));
+
+    for whole in
+        [[(1, &[1, 2][..]), (2, &[2, 3]), (3, &[2, 3])], [(1, &[1]), (2, &[2]), (3, &[2, 3])]]
+    {
+        let mut controller = Controller::new(Duration::ZERO);
+        report(&mut controller, &whole, now);
+        assert_eq!(elected(&mut controller, &config(&[1, 2, 3]), now), None, "{whole:?}");
+    }
+    let mut controller = Controller::new(Duration::ZERO);
+    report(&mut controller, cut_off, now);
+    assert_eq!(elected(&mut controller, &config(&[1, 2]), now), None, "one against one");
+    (1..=3).for_each(|node| hear(&mut controller, node, 3, 9, now + HEARD_WITHIN * 2));
+    let later = now + HEARD_WITHIN * 2;
+    assert_eq!(elected(&mut controller, &config(&[1, 2, 3]), later), None, "reports grow old");
+}

@@ -280,3 +280,44 @@ fn what_only_a_primary_says_is_not_heard_and_an_old_one_is_told() {
     let body = Body::Refused(Refusal::StaleEpoch(epoch));
     assert_eq!(world.out, [Effect::Send { to, epoch, body }]);
 }
+
+#[test]
+fn a_barrier_holds_when_every_member_has_answered_in_its_present_boot() {
+    let mut world = World::new(&[1, 2, 3], &[], 2);
+    world.sync();
+    world.follow(2, &[1, 1, 1, 1, 1, 2, 2, 2, 3, 3], 12);
+    assert_eq!(world.primary.ask_barrier(&mut world.out), 1);
+    world.hear(2, Body::BarrierHeld(1));
+    world.hear(3, Body::BarrierHeld(1));
+    assert_eq!(world.primary.barrier(), 0, "the epoch's start is not committed");
+    world.follow(3, &[1, 1, 1, 1, 1, 2, 2, 2, 3, 3], 12);
+    assert_eq!(world.primary.barrier(), 1);
+    world.out.clear();
+    assert_eq!(world.primary.ask_barrier(&mut world.out), 2);
+    assert_eq!(world.out.len(), 2, "each member is asked");
+    world.hear(2, Body::BarrierHeld(2));
+    world.hear_boot(boot(3, 2), Body::BarrierHeld(2), SECOND);
+    world.hear(3, Body::BarrierHeld(3));
+    assert_eq!(world.primary.barrier(), 1, "a former boot, and a question that was not asked");
+    world.hear(3, Body::BarrierHeld(2));
+    assert_eq!(world.primary.barrier(), 2);
+}
+
+#[test]
+fn the_preferred_replica_is_named_once_it_has_kept_pace_for_long() {
+    let mut world = World::new(&[1, 2, 3], &[], 1);
+    world.sync();
+    for node in [2, 3] {
+        world.follow(node, &[1, 1, 1, 1, 1, 2, 2, 2, 3, 3], 12);
+    }
+    let mut config = world.primary.config().clone();
+    config.replicas = [2, 1, 3].map(NodeId).to_vec();
+    world.primary.configure(&config, &boots(), SECOND, &mut world.out);
+    assert_eq!(world.primary.preferred(SECOND, SECOND), None, "it must keep pace first");
+    world.proposed(SECOND);
+    world.hear_boot(boot(2, 2), Body::Durable(Lsn(12)), SECOND * 2);
+    assert_eq!(world.primary.preferred(SECOND, SECOND * 2), Some(NodeId(2)));
+    assert_eq!(world.primary.preferred(SECOND, SECOND * 4), None, "it is not heard any more");
+    world.primary.hand_over(NodeId(2), SECOND * 2).expect("it keeps pace");
+    assert_eq!(world.primary.preferred(SECOND, SECOND * 2), None);
+}

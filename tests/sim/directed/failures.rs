@@ -3,13 +3,17 @@
 use super::{
     super::{
         event::Event,
-        plan::Fault,
-        view::Violation,
+        plan::{Fault, Shape},
+        view::{Observed, Violation},
         world::{Fate, World},
     },
     stage::{PAIR, Played, STRICT_PAIR, Stage, THREE, ends, leader},
 };
-use crate::{replication::Body, types::Epoch, wire::EntryKind};
+use crate::{
+    replication::{Body, ShardChange},
+    types::{Boot, Epoch, Incarnation},
+    wire::EntryKind,
+};
 
 /// A primary that is cut off commits nothing by itself, and loses what it alone has.
 pub(super) fn primary_cut_off() -> Played {
@@ -113,6 +117,25 @@ pub(super) fn copy_on_a_disk_that_is_gone() -> Played {
     stage.finish()
 }
 
+/// A producer sends again what is stored and not committed, to the primary that stored it.
+pub(super) fn retry_before_commit() -> Played {
+    let mut stage = Stage::whole(STRICT_PAIR)?;
+    let (primary, followers) = stage.roles()?;
+    stage.settle()?;
+    let member = followers[0];
+    stage.filter(move |from, _, body| match body {
+        Body::Durable(_) if from == member => Fate::Drop,
+        _ => Fate::Pass,
+    });
+    let (client, end) = (0, stage.world.nodes[primary].disk.durable.end());
+    stage.world.producers[client].target = primary;
+    stage.world.quiet = false;
+    stage.until("a batch on one disk", |world| world.nodes[primary].disk.durable.end() > end)?;
+    resend(&mut stage.world, client, primary);
+    stage.pass(300)?;
+    stage.finish()
+}
+
 /// A batch with a producer's first sequence is stored and not acked when the primary dies. The next one's clock is years
 /// ahead, and the batch is sent again.
 pub(super) fn clock_jump_with_a_batch_in_doubt() -> Played {
@@ -194,4 +217,97 @@ fn resend(world: &mut World, client: usize, node: usize) {
 /// Whether somebody leads a later epoch.
 fn led(world: &World, before: Epoch) -> bool {
     world.metadata.newest().config.epoch > before && leader(world).is_some()
+}
+
+/// A primary that the others have replaced, and that does not know, is asked whether it still leads. Once it hears of it
+/// there is nobody left to answer.
+pub(super) fn barrier_of_a_deposed_primary() -> Played {
+    let mut stage = Stage::whole(THREE)?;
+    let old = stage.roles()?.0;
+    stage.act(|world| world.ask_barrier(old))?;
+    stage.until("an answer", |world| {
+        world.observed.iter().any(|o| matches!(o, Observed::BarrierHeld { number: 1, .. }))
+    })?;
+    let before = stage.config().epoch;
+    stage.isolate(old);
+    stage.until("another primary", |world| led(world, before) && leader(world) != Some(old))?;
+    let acks = stage.world.counters.acks;
+    stage.until("acks by it", |world| world.counters.acks > acks + 3)?;
+    stage.act(|world| world.ask_barrier(old))?;
+    stage.pass(500)?;
+    stage.join(old);
+    stage.pass(2_000)?;
+    stage.finish()
+}
+
+/// A replica that a primary still takes for pending is a member, is elected, and acks by itself. The primary reaches the
+/// third of them, which has heard nothing of it.
+pub(super) fn barrier_beside_a_joining_replica() -> Played {
+    let mut stage = Stage::whole(Shape { data: 3, witnesses: 2, replicas: 3, copies_min: 1 })?;
+    let (old, followers) = stage.roles()?;
+    let (third, joining) = (followers[0], followers[1]);
+    stage.drive_out(joining)?;
+    stage.settle()?;
+    stage.join(joining);
+    stage.until("a replica that the primary takes for pending", |world| {
+        let process = world.nodes[old].process.as_ref();
+        let replica = process.and_then(|process| process.replica.as_ref());
+        replica.is_some_and(|replica| !replica.config().pending.is_empty())
+    })?;
+    for node in (0..stage.world.nodes.len()).filter(|node| *node != third && *node != old) {
+        stage.world.network.cut(old, node);
+        stage.world.network.cut(node, old);
+    }
+    stage.pass(20)?;
+    let boot = |stage: &Stage, node: usize| Boot {
+        node: stage.id(node),
+        incarnation: Incarnation(stage.boot(node).unwrap_or(0)),
+    };
+    let (from, replica) = (boot(&stage, old), boot(&stage, joining));
+    let expect_version = stage.config().version;
+    stage.propose(ShardChange::ConfirmAdd { expect_version, from, replica })?;
+    let expect_version = stage.config().version;
+    let drop = vec![stage.id(old), stage.id(third)];
+    stage.filter(move |from, _, _| if from == joining { Fate::Drop } else { Fate::Pass });
+    stage.propose(ShardChange::Elect { expect_version, primary: replica, drop })?;
+    stage.until("it leads", |world| leader(world) == Some(joining))?;
+    let acks = stage.world.counters.acks;
+    stage.world.producers[0].target = joining;
+    stage.world.quiet = false;
+    stage.until("acks by it", |world| world.counters.acks > acks)?;
+    stage.act(|world| world.ask_barrier(old))?;
+    stage.pass(300)?;
+    stage.finish()
+}
+
+/// A primary is cut off from both other members, and still reaches the metadata group: it would remove them and go on
+/// alone.
+pub(super) fn primary_that_hears_nobody() -> Played {
+    let mut stage = Stage::whole(Shape { data: 3, witnesses: 2, replicas: 3, copies_min: 1 })?;
+    let (old, followers) = stage.roles()?;
+    let before = stage.config().epoch;
+    for node in followers {
+        stage.world.network.cut(old, node);
+        stage.world.network.cut(node, old);
+    }
+    stage.until("another primary", |world| led(world, before) && leader(world) != Some(old))?;
+    if stage.config().set.len() < 2 {
+        let text = format!("the one that was cut off removed others: {:?}", stage.config());
+        return Err(Violation { rule: "comes_to_rest", text });
+    }
+    stage.finish()
+}
+
+/// The preferred primary is back, and leads again without anybody's doing.
+pub(super) fn preferred_primary_is_back() -> Played {
+    let mut stage = Stage::whole(THREE)?;
+    stage.world.plan.preferred_after = 5_000_000;
+    let preferred = stage.config().replicas[0];
+    let at = |world: &World| leader(world).map(|at| world.nodes[at].disk.durable.ident.node);
+    stage.until("the preferred primary", |world| at(world) == Some(Some(preferred)))?;
+    let first = stage.roles()?.0;
+    stage.fault(Fault::Crash { node: first, down: 3_000_000, survives: true })?;
+    stage.until("another primary", |world| at(world).is_some_and(|id| id != Some(preferred)))?;
+    stage.until("the preferred primary again", |world| at(world) == Some(Some(preferred)))?;
+    stage.finish()
 }

@@ -13,9 +13,10 @@ use super::{
     },
     NOT_REACHED, Schedule,
     failures::{
-        acks_of_a_former_epoch, clock_jump_with_a_batch_in_doubt, clocks_years_apart,
-        copy_on_a_disk_that_is_gone, hand_over_without_a_fault, power_cut, primary_cut_off,
-        two_crashes,
+        acks_of_a_former_epoch, barrier_beside_a_joining_replica, barrier_of_a_deposed_primary,
+        clock_jump_with_a_batch_in_doubt, clocks_years_apart, copy_on_a_disk_that_is_gone,
+        hand_over_without_a_fault, power_cut, preferred_primary_is_back, primary_cut_off,
+        primary_that_hears_nobody, retry_before_commit, two_crashes,
     },
     stage::{PAIR, Played, STRICT_PAIR, Stage, THREE, carries, is_member, is_pending, leader},
 };
@@ -60,6 +61,10 @@ schedules! {
     acks_of_a_former_epoch,
     power_cut,
     hand_over_without_a_fault,
+    barrier_of_a_deposed_primary,
+    barrier_beside_a_joining_replica,
+    primary_that_hears_nobody,
+    preferred_primary_is_back,
 }
 
 /// A replica promises a new epoch and restarts; then the old primary's appends arrive.
@@ -415,22 +420,6 @@ fn loss_below_the_minimum() -> Played {
     let lost = followers[0];
     stage.until("a registration", |world| world.nodes[lost].disk.durable.ident.node.is_some())?;
     stage.pass(5_000)?;
-    stage.finish()
-}
-
-/// A producer sends again what is stored and not committed, to the primary that stored it.
-fn retry_before_commit() -> Played {
-    let mut stage = Stage::whole(STRICT_PAIR)?;
-    let (primary, followers) = stage.roles()?;
-    let member = followers[0];
-    stage.filter(move |from, _, body| match body {
-        Body::Durable(_) if from == member => Fate::Drop,
-        _ => Fate::Pass,
-    });
-    for _ in 0..8 {
-        stage.pass(300)?;
-        stage.world.producers.iter_mut().for_each(|producer| producer.target = primary);
-    }
     stage.finish()
 }
 

@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     types::{Epoch, Lsn, NodeId},
-    wire::EntryKind,
+    wire::{EntryKind, cbor, entry::EpochStart},
 };
 
 /// One node's disk.
@@ -47,7 +47,8 @@ impl Shadow {
         for record in view.log {
             self.note_epoch(record);
             let before = self.before(view, record);
-            if self.damaged.is_none() && !truth.write(record, before) {
+            // An install is what the primary has, damaged or not.
+            if self.damaged.is_none() && !truth.write(record, before) && !installed {
                 self.damaged = Some(self.len);
             }
             self.len += 1;
@@ -104,6 +105,10 @@ impl Shadow {
                     let Record { lsn, epoch, entry, .. } = &**record;
                     format!("node {node}, lsn {lsn}: {:?} of {epoch} behind {before}", entry.header)
                 });
+            }
+            if starts && led_by(record, view.id) {
+                // A damaged disk that is elected: its log is the truth now, and whoever has another must say so.
+                self.damaged = None;
             }
             if let Some(at) = self.damaged {
                 found.fault(DAMAGE_IS_NOT_BUILT_ON, || {
@@ -205,6 +210,12 @@ impl Shadow {
             self.epochs.push((record.epoch, record.lsn));
         }
     }
+}
+
+/// Whether an epoch's start names this node as its primary.
+fn led_by(record: &Record, node: Option<NodeId>) -> bool {
+    let start: Option<EpochStart> = cbor::get(&record.entry.body).ok();
+    start.is_some_and(|start| Some(start.primary) == node)
 }
 
 fn index(lsn: Lsn) -> usize {

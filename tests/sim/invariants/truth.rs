@@ -114,7 +114,7 @@ impl Truth {
     }
 
     /// A producer was told that the batch which begins with this value is stored. `has` counts the disks that have all
-    /// before a position.
+    /// before a position. Gives the end of what is acked by it.
     pub(super) fn acked(
         &self,
         node: usize,
@@ -122,13 +122,13 @@ impl Truth {
         copies: u8,
         has: impl Fn(Lsn) -> usize,
         found: &mut Found,
-    ) {
+    ) -> Lsn {
         let place = self.placed.get(&value);
         let Some(place) = place.filter(|p| p.partition == partition && p.offset == base.0) else {
             found.fault(ACKED_IS_COMMITTED, || {
                 format!("node {node} acked value {value} at {partition}/{base}, it is at {place:?}")
             });
-            return;
+            return Lsn(0);
         };
         let there = has(place.lsn.next());
         if there < usize::from(copies) {
@@ -136,6 +136,7 @@ impl Truth {
                 format!("node {node} acked lsn {} on {copies} copies, {there} have it", place.lsn)
             });
         }
+        place.lsn.next()
     }
 
     /// A client did or saw something.
