@@ -21,7 +21,7 @@ mod serve;
 mod tests;
 
 pub use detector::Detector;
-pub use dial::{DialConfig, PeerAddress};
+pub use dial::{BadDialConfig, DialConfig, PeerAddress};
 pub use heartbeat::{BadHeartbeat, Heartbeat};
 pub use hello::{LinkKind, PEER_VERSION, PEER_VERSION_MIN, PeerHello, PeerWelcome};
 pub use link::{CallError, LinkStatus, LogSource, Outgoing};

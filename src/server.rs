@@ -220,7 +220,6 @@ impl StartError {
 /// What a node has before it knows its site.
 struct Ahead {
     config: Config,
-    clock: Clock,
     metrics: Metrics,
     identity: NodeIdentity,
     endpoint: Endpoint,
@@ -298,7 +297,6 @@ impl Server {
         let _ = peers.group.set(Arc::downgrade(&group));
         let ahead = Ahead {
             config,
-            clock,
             metrics,
             identity,
             endpoint,
@@ -515,7 +513,9 @@ impl Ahead {
         let tasks = self.tasks;
         let until_stop = |task: std::pin::Pin<Box<dyn Future<Output = ()> + Send>>| {
             let stopping = self.stopping.clone();
-            tasks.spawn(async move { drop(stopping.run_until_cancelled(task).await) });
+            tasks.spawn(async move {
+                let _ = stopping.run_until_cancelled(task).await;
+            });
         };
         until_stop(Box::pin(metadata::run(Arc::clone(&engine))));
         until_stop(Box::pin(heartbeats::run(Arc::clone(&shared), heard)));
@@ -563,9 +563,9 @@ impl Ahead {
 fn peers_of(group: &MetaGroup) -> BTreeMap<crate::types::NodeId, PeerAddress> {
     let me = group.me();
     group.read(|site| {
-        let others = site.nodes.iter().filter(|(id, node)| **id != me && !node.addresses.is_empty());
+        let others = site.nodes.iter().filter(|(id, node)| **id != me && !node.info.addresses.is_empty());
         let address = |(id, node): (&crate::types::NodeId, &crate::cluster::NodeRecord)| {
-            let addresses = node.addresses.clone();
+            let addresses = node.info.addresses.clone();
             (*id, PeerAddress { name: node.name.clone(), addresses })
         };
         others.map(address).collect()

@@ -248,6 +248,12 @@ impl MetaGroup {
         self.runtime.block_on(self.propose(command))
     }
 
+    /// This node's number.
+    #[must_use]
+    pub fn me(&self) -> NodeId {
+        self.me
+    }
+
     /// Looks at the state as far as this node has applied it.
     pub fn read<T>(&self, look: impl FnOnce(&SiteState) -> T) -> T {
         look(&self.view.read())

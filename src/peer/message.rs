@@ -39,6 +39,8 @@ const STATE: u8 = 6;
 const DURABLE: u8 = 7;
 const CHUNK_DURABLE: u8 = 8;
 const REFUSED: u8 = 9;
+const BARRIER: u8 = 10;
+const BARRIER_HELD: u8 = 11;
 
 const STALE_EPOCH: u8 = 1;
 const NOT_ALIGNED: u8 = 2;
@@ -102,7 +104,7 @@ pub fn encoded_len(envelope: &Envelope<Entry>) -> usize {
         Body::InstallBegin { history, .. } => END_LEN + 4 + history_len(history),
         Body::InstallChunk { chunk, .. } => END_LEN + 4 + chunk_len(chunk),
         Body::State(state) => END_LEN + 8 + 1 + history_len(&state.history),
-        Body::Durable(_) => 8,
+        Body::Durable(_) | Body::Barrier(_) | Body::BarrierHeld(_) => 8,
         Body::ChunkDurable { .. } => END_LEN + 4,
         Body::Refused(Refusal::StaleEpoch(_) | Refusal::Gap(_)) => 9,
         Body::Refused(Refusal::NotAligned | Refusal::Diverged | Refusal::DiskFull) => 1,
@@ -178,6 +180,7 @@ pub fn encode(envelope: &Envelope<Entry>, out: &mut BytesMut) -> Result<(), TooL
             out.put_u32(*next);
         }
         Body::Refused(refusal) => put_refusal(*refusal, out),
+        Body::Barrier(number) | Body::BarrierHeld(number) => out.put_u64(*number),
     }
     Ok(())
 }
@@ -193,6 +196,8 @@ fn kind<E>(body: &Body<E>) -> u8 {
         Body::Durable(_) => DURABLE,
         Body::ChunkDurable { .. } => CHUNK_DURABLE,
         Body::Refused(_) => REFUSED,
+        Body::Barrier(_) => BARRIER,
+        Body::BarrierHeld(_) => BARRIER_HELD,
     }
 }
 
@@ -338,6 +343,8 @@ impl Input {
                 Body::ChunkDurable { base: self.end()?, next: self.u32("number of the chunk")? }
             }
             REFUSED => Body::Refused(self.refusal()?),
+            BARRIER => Body::Barrier(self.u64("number of the question")?),
+            BARRIER_HELD => Body::BarrierHeld(self.u64("number of the question")?),
             kind => return Err(BadMessage::Kind(kind)),
         })
     }

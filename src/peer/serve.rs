@@ -317,6 +317,12 @@ impl PeerDoor {
         Self { me, sink, connections: TaskTracker::new(), stopping }
     }
 
+    /// Who this node is to those who come in.
+    #[must_use]
+    pub fn me(&self) -> &Me {
+        &self.me
+    }
+
     /// Serves a connection that came with the ALPN of peers, in a task of its own.
     pub fn take(&self, connection: Connection) {
         if self.connections.len() >= PEER_CONNECTIONS_MAX {

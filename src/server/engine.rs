@@ -11,6 +11,7 @@ use std::{
     },
 };
 
+use bytes::Bytes;
 use tokio::sync::{mpsc, watch};
 
 use super::{
@@ -22,12 +23,12 @@ use super::{
     topics::{Partition, TopicTable},
 };
 use crate::{
-    broker::{Applied, Effect, PublishInput, Reject, Replica, Seen},
+    broker::{Applied, Committed, Effect, PublishInput, Reject, Replica, Seen},
     cluster::{GroupError, MetaGroup},
     limits::{PROPOSALS_WAITING_MAX, TAIL_CACHE_BYTES_MAX},
     peer::{Links, Outgoing},
     replication::{self, Alarm, Envelope, LogChange, ShardCommand},
-    storage::{Change, CommitQueue, Recovered, Reservation, Store},
+    storage::{Change, CommitQueue, Recovered, RecoveredShard, Reservation, STATE_PARTITION, Store},
     types::{Boot, Lsn, Offset, PartitionId, ShardId, Timestamp},
     wire::{Code, Entry, EntryKind, Fault},
 };
@@ -486,16 +487,30 @@ impl Engine {
                     partition.forget_from(Offset(0));
                 }
                 core.applied = Applied::default();
+                core.installing = Some(Vec::new());
             }
-            LogChange::Promise(_) | LogChange::InstallChunk(_) | LogChange::InstallEnd { .. } => {}
+            LogChange::InstallChunk(chunk) => {
+                let rows = chunk.state.iter().filter(|row| row.kind != STATE_PARTITION);
+                let rows = rows.map(|row| {
+                    let copy = |bytes: &[u8]| Bytes::copy_from_slice(bytes);
+                    (row.kind, copy(&row.key), copy(&row.value))
+                });
+                core.installing.get_or_insert_default().extend(rows);
+            }
+            LogChange::Promise(_) | LogChange::InstallEnd { .. } => {}
         }
     }
 
     /// What is committed, and durable here, takes effect.
     fn apply(&self, slot: &Slot, core: &mut Core) {
         let Some(log) = core.replica.log() else { return };
+        if core.installing.is_some() && !log.is_installing() && log.is_settled() {
+            let base = log.start();
+            self.take_up(slot, core, base);
+        }
+        let Some(log) = core.replica.log() else { return };
         let committed = log.high_watermark().min(log.durable_end());
-        if log.is_installing() || committed <= core.applied.committed() {
+        if core.installing.is_some() || committed <= core.applied.committed() {
             return;
         }
         let mut seen = Vec::new();
@@ -516,6 +531,34 @@ impl Engine {
                 }
             }
         }
+    }
+
+    /// Takes up the applied state of a log that was installed: nothing lies behind its base yet.
+    fn take_up(&self, slot: &Slot, core: &mut Core, base: Lsn) {
+        let partitions = self.store.partitions_of(slot.id);
+        let bounds = partitions.into_iter().map(|(id, b)| (id, b.start, b.end, b.last_time));
+        let found = RecoveredShard {
+            shard: slot.id,
+            state: core.installing.take().unwrap_or_default(),
+            ..RecoveredShard::default()
+        };
+        let taken = recovery::recovery(found, bounds.collect()).and_then(|found| {
+            let bad = |error: crate::wire::BadEntry| EngineError::Shard {
+                shard: slot.id,
+                reason: error.to_string(),
+            };
+            Applied::new(found, base).map_err(bad)
+        });
+        match taken {
+            Ok(applied) => core.applied = applied,
+            Err(error) => return self.fail(&error.to_string()),
+        }
+        for Committed { partition, view } in core.applied.views() {
+            if let Some(partition) = slot.partition(partition) {
+                partition.set_view(view);
+            }
+        }
+        tracing::info!(shard = %slot.id, %base, "install is whole");
     }
 
     fn tell(&self, slot: &Slot, effect: Effect<AckHandle>) {

@@ -1,7 +1,7 @@
 //! The pulse of a node: tells the others that it lives, ticks its shards, and decides about elections while it leads the
 //! metadata group.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::sync::Arc;
 
 use tokio::{
     sync::mpsc,
@@ -11,15 +11,14 @@ use tokio::{
 use super::{connection::Shared, engine::Engine, slot::Slot};
 use crate::{
     limits::HEARTBEAT,
-    peer::{Detector, Digests, Heartbeat},
+    peer::Heartbeat,
     replication::{Controller, LogEnd, ShardDigest},
-    types::NodeId,
+    types::ShardId,
 };
 
 /// What this node knows of the others, and of itself.
 struct Pulse {
     controller: Controller,
-    digests: BTreeMap<NodeId, Digests>,
     sent: u64,
 }
 
@@ -30,7 +29,6 @@ pub(super) async fn run(shared: Arc<Shared>, mut heard: mpsc::Receiver<Heartbeat
     let mut leader = engine.group.leader();
     let mut pulse = Pulse {
         controller: Controller::new(engine.clock.uptime()),
-        digests: BTreeMap::new(),
         sent: 0,
     };
     let mut ticks = interval(HEARTBEAT);
@@ -70,9 +68,7 @@ impl Pulse {
 
     fn hear(&mut self, engine: &Engine, beat: Heartbeat) {
         let now = engine.clock.uptime();
-        if let Some(beat) = self.digests.entry(beat.from.node).or_default().take(beat) {
-            self.controller.heartbeat(beat.from, &beat.digests, now);
-        }
+        self.controller.heartbeat(beat.from, &beat.digests, now);
     }
 
     /// Proposes elections, while this node leads the group.
@@ -82,9 +78,7 @@ impl Pulse {
         }
         let now = engine.clock.uptime();
         let commands = engine.group.read(|site| {
-            let known = |node: &NodeId| site.nodes.contains_key(node);
-            self.digests.retain(|node, _| known(node));
-            let shards = (0..).map(crate::types::ShardId).zip(&site.shards);
+            let shards = (0..).map(ShardId).zip(&site.shards);
             self.controller.tick(now, shards, &site.boots())
         });
         for command in commands {

@@ -85,7 +85,7 @@ pub(super) fn check_disk(shared: &Shared, marks: &DiskMarks) {
 /// fill their pages unevenly: better to refuse too early than to find no room in a commit.
 fn spare(shared: &Shared) -> u64 {
     use std::os::unix::fs::MetadataExt;
-    let file = std::fs::metadata(shared.data_dir.join(super::DATA_FILE));
+    let file = std::fs::metadata(shared.data_dir.join(super::start::DATA_FILE));
     let held = file.map_or(0, |file| file.blocks().saturating_mul(512));
     let stats = shared.engine.store.stats();
     held.saturating_sub(2 * (stats.live_bytes + stats.dead_bytes)).saturating_sub(SPARE_MARGIN)

@@ -38,7 +38,7 @@ async fn readyz(State(shared): State<Arc<Shared>>) -> (StatusCode, String) {
         format!("failed: {reason}")
     } else if shared.stopping.is_cancelled() {
         "stopping".into()
-    } else if !*engine.recovered().borrow() {
+    } else if !*engine.ready().borrow() {
         "recovering".into()
     } else if engine.is_disk_low() {
         "disk low: publishes are refused, reads go on".into()

@@ -51,8 +51,9 @@ async fn make(engine: &Arc<Engine>, shard: ShardId, least: Lsn) -> Option<Arc<Sn
     let store = engine.store.clone();
     let made = tokio::task::spawn_blocking(move || store.snapshot(shard)).await.ok()?;
     match made {
-        Ok(snapshot) if snapshot.base().lsn >= least => Some(Arc::new(snapshot)),
-        Ok(_) => {
+        Ok(Some(snapshot)) if snapshot.base().lsn >= least => Some(Arc::new(snapshot)),
+        Ok(None) => None,
+        Ok(Some(_)) => {
             // Its state is that of the last checkpoint, which is too old: the next question finds a newer one.
             engine.queue.ask_checkpoint();
             None

@@ -6,7 +6,7 @@ use tokio::time::{MissedTickBehavior, interval};
 
 use super::{connection::Shared, engine::Engine};
 use crate::{
-    cluster::{GroupError, SiteState, placement},
+    cluster::{GroupError, SiteState, place},
     limits::{MEMBERS_INTERVAL, META_VOTERS_MAX},
     types::NodeId,
 };
@@ -41,7 +41,7 @@ pub(super) async fn run(shared: Arc<Shared>) {
 }
 
 async fn look_after(engine: &Engine) {
-    for command in engine.group.read(placement::place) {
+    for command in engine.group.read(place) {
         engine.ask(command);
     }
     let Some(change) = engine.group.read(|site| wanted(site, &engine.group.members())) else {

@@ -144,8 +144,14 @@ impl MetaTransport for GroupLinks {
                     Err(Unreachable::NotSent("the node is starting".to_owned()))
                 }
                 Ok(answer) => Ok(answer),
-                Err(error @ CallError::NotSent(_)) => Err(Unreachable::NotSent(error.to_string())),
-                Err(error) => Err(Unreachable::NoAnswer(error.to_string())),
+                Err(
+                    error @ (CallError::UnknownPeer(_)
+                    | CallError::NotConnected(_)
+                    | CallError::TooLarge(_)),
+                ) => Err(Unreachable::NotSent(error.to_string())),
+                Err(error @ (CallError::Timeout { .. } | CallError::Lost { .. })) => {
+                    Err(Unreachable::NoAnswer(error.to_string()))
+                }
             }
         })
     }

@@ -9,22 +9,14 @@ use std::{
     collections::{BTreeMap, HashMap},
     net::SocketAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
-    time::Duration,
 };
 
 use bytes::{BufMut, Bytes, BytesMut};
 use quinn::{Connection, Endpoint, RecvStream, SendStream};
-use tokio::{
-    sync::mpsc,
-    time::timeout,
-};
+use tokio::{sync::mpsc, time::timeout};
 use tokio_util::task::TaskTracker;
 
-use super::{
-    acks::AckHandle,
-    engine::Engine,
-    streams::{self, StreamError},
-};
+use super::{acks::AckHandle, engine::Engine, streams};
 use crate::{
     limits::{PUBLISH_WINDOW_BATCHES, RELAY_DIAL_MAX, RELAY_RETRY},
     net::{authority::NODE_SERVER_NAME, frames::FrameReader},
@@ -170,8 +162,8 @@ impl Relays {
         if let Some(session) = session.as_ref().filter(|s| s.connection.close_reason().is_none()) {
             return Ok(session.connection.clone());
         }
-        let addresses = engine.group.read(|site| {
-            site.nodes.get(&node).map(|node| node.addresses.clone()).unwrap_or_default()
+        let addresses: Vec<String> = engine.group.read(|site| {
+            site.nodes.get(&node).map(|node| node.info.addresses.clone()).unwrap_or_default()
         });
         let mut error = "it has told no address".to_owned();
         for address in addresses {

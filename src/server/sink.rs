@@ -18,8 +18,15 @@ impl CommitSink for Sink {
     }
 
     fn checkpoint(&mut self) -> Vec<ShardCheckpoint> {
-        let slots = self.0.slots.iter();
-        slots.map(|slot| recovery::checkpoint(slot.id, slot.lock().applied.checkpoint())).collect()
+        let mut checkpoints = Vec::new();
+        for slot in &self.0.slots {
+            let mut core = slot.lock();
+            // Of a half-done install nothing is applied.
+            if core.installing.is_none() {
+                checkpoints.push(recovery::checkpoint(slot.id, core.applied.checkpoint()));
+            }
+        }
+        checkpoints
     }
 
     fn log_started(&mut self, starts: &[(ShardId, Lsn)]) {

@@ -8,6 +8,8 @@ use std::{
     },
 };
 
+use bytes::Bytes;
+
 use super::{acks::AckHandle, topics::Partition};
 use crate::{
     broker::{Applied, Replica},
@@ -36,6 +38,8 @@ pub(super) struct Core {
     pub(super) recent: RecentLog,
     /// The boots that the replica was told last.
     pub(super) boots: Boots,
+    /// The state that came with an install so far, until the log is whole and the applied state can be taken up.
+    pub(super) installing: Option<Vec<(u8, Bytes, Bytes)>>,
     /// The epoch, led here, in which the partitions were last compared with the metadata.
     pub(super) compared: Option<Epoch>,
 }
@@ -58,7 +62,8 @@ pub(super) struct LocalView<'a> {
 impl Slot {
     pub(super) fn new(id: ShardId, replica: Replica<AckHandle>, applied: Applied) -> Self {
         let recent = RecentLog::default();
-        let core = Core { replica, applied, recent, boots: Boots::new(), compared: None };
+        let (boots, compared, installing) = (Boots::new(), None, None);
+        let core = Core { replica, applied, recent, boots, installing, compared };
         let primary = AtomicU64::new(0);
         Self { id, primary, core: Mutex::new(core), partitions: RwLock::default() }
     }

@@ -18,7 +18,7 @@ use super::{
     recovery,
 };
 use crate::{
-    cluster::{BootClaim, GroupError, MetaCommand, MetaGroup, MetaOutcome, MetaReject, NodeInfo},
+    cluster::{BootClaim, FOUNDER, GroupError, MetaCommand, MetaGroup, MetaOutcome, MetaReject, NodeInfo},
     config::Config,
     limits::{READY_MAX, REGISTER_RETRY},
     net::{Credentials, Identity, Who, endpoint::ResetSecret},
@@ -31,8 +31,6 @@ use crate::{
 /// The log's file in the data directory.
 pub(super) const DATA_FILE: &str = "data.redb";
 const META_FILE: &str = "meta.redb";
-/// Number of the node that founds a site.
-const FOUNDER: NodeId = NodeId(1);
 /// Named value of the metadata store: the boots of this disk that the site may have registered last.
 const BOOTS: &str = "boots";
 

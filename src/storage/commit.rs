@@ -158,7 +158,8 @@ impl<S: CommitSink> Loop<S> {
             }
             // What was trimmed is freed behind a checkpoint: on a quiet node nothing else would bring one.
             let quiet = !worked && self.writer.has_endings();
-            if quiet || self.writer.checkpoint_due() {
+            let asked = self.queue.is_checkpoint_asked();
+            if quiet || asked || self.writer.checkpoint_due() {
                 let handed = self.sink.checkpoint();
                 self.writer.checkpoint(handed)?;
             }

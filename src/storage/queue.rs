@@ -46,6 +46,7 @@ struct Shared {
     wake: Condvar,
     room: Arc<Semaphore>,
     pressed: AtomicBool,
+    checkpoint: AtomicBool,
 }
 
 #[derive(Debug, Default)]
@@ -99,6 +100,7 @@ impl CommitQueue {
                 wake: Condvar::new(),
                 room: Arc::new(Semaphore::new(COMMIT_QUEUE_BYTES_MAX)),
                 pressed: AtomicBool::new(false),
+                checkpoint: AtomicBool::new(false),
             }),
         }
     }
@@ -182,6 +184,17 @@ impl CommitQueue {
     /// Whether that was asked since the last call.
     pub(super) fn is_pressed(&self) -> bool {
         self.shared.pressed.swap(false, Relaxed)
+    }
+
+    /// Asks for a checkpoint: a snapshot is as new as the last one.
+    pub fn ask_checkpoint(&self) {
+        self.shared.checkpoint.store(true, Relaxed);
+        self.shared.wake.notify_one();
+    }
+
+    /// Whether that was asked since the last call.
+    pub(super) fn is_checkpoint_asked(&self) -> bool {
+        self.shared.checkpoint.swap(false, Relaxed)
     }
 
     /// Tells whether the log takes entries.

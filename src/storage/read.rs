@@ -21,7 +21,7 @@ use super::{
     view::{Bounds, Facts, Point, View},
 };
 use crate::{
-    types::{Lsn, Offset, PartitionId, Retention, Timestamp},
+    types::{Lsn, Offset, PartitionId, Retention, ShardId, Timestamp},
     wire::{BatchHeader, EntryKind, entry::ENTRY_HEADER_LEN},
 };
 
@@ -166,6 +166,16 @@ impl Store {
         let mut rest = Bytes::from(buffer);
         let batches = lens.into_iter().map(|len| rest.split_to(len)).collect();
         Ok(Chunk { batches, next })
+    }
+
+    /// The partitions of a shard, with the extent of each.
+    #[must_use]
+    pub fn partitions_of(&self, shard: ShardId) -> Vec<(PartitionId, Bounds)> {
+        let view = self.inner.view.read().unwrap_or_else(PoisonError::into_inner);
+        let here = view.partitions.iter().filter(|(_, p)| p.facts.shard == shard && !p.facts.dropped);
+        let mut found: Vec<_> = here.map(|(id, p)| (*id, p.facts.bounds())).collect();
+        found.sort_by_key(|(id, _)| *id);
+        found
     }
 
     /// The extent of a partition, if it is here.

@@ -56,7 +56,7 @@ impl Site {
         let data = self.data_dir(n).display().to_string();
         let text = format!(
             "[node]\nname = 'n{n}'\ndata_dir = '{data}'\n[listen]\naddress = '{address}'\nhttp = 'off'\n\
-             [storage]\nshards = 3\nballast = '0'\nlow_space = '1 MiB'\n"
+             [storage]\nshards = 3\nballast = '0B'\nlow_space = '16MiB'\n"
         );
         Config::parse(&text, &PathBuf::from("test")).expect("good")
     }
@@ -137,7 +137,7 @@ fn log() {
 }
 
 async fn publish(client: &Client, topic: &TopicName, from: usize, count: usize) {
-    let mut publisher = client.publisher(topic).open().await.expect("opens");
+    let publisher = client.publisher(topic).open().await.expect("opens");
     let mut receipts = Vec::new();
     for n in from..from + count {
         let record = crate::client::Record::new(format!("record {n}"));
@@ -153,7 +153,7 @@ async fn read(client: &Client, topic: &TopicName) -> Vec<String> {
     let opened = client.subscribe(topic).from(Position::Earliest).open().await;
     let mut subscriber = opened.expect("opens");
     let mut found = Vec::new();
-    while let Some(Event::Record(received)) = subscriber.next_event().await.expect("no error") {
+    while let Some(Ok(Event::Record(received))) = subscriber.next_event().await {
         found.push(String::from_utf8_lossy(&received.record.value).into_owned());
     }
     found

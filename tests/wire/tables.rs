@@ -191,6 +191,8 @@ fn the_kinds_of_messages_between_replicas_are_those_of_the_code() {
         Body::Durable(Lsn(0)),
         Body::ChunkDurable { base: end, next: 0 },
         Body::Refused(Refusal::NotAligned),
+        Body::Barrier(0),
+        Body::BarrierHeld(0),
     ];
     let known = bodies.map(|body| {
         let variant = format!("{body:?}");
