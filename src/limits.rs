@@ -137,6 +137,9 @@ pub const LAG_MAX: Duration = Duration::from_millis(750);
 pub const BOOT_WAIT: Duration = Duration::from_secs(10);
 /// A question to a replica, or a proposal, is asked again after this time without an answer.
 pub const REPLICA_RETRY: Duration = Duration::from_millis(300);
+/// A replica that lacks entries before those that came gets the rest of the window again, no oftener than this: many messages
+/// that overtook each other say the same.
+pub const GAP_RETRY: Duration = Duration::from_millis(30);
 /// Entries of one shard that may be on their way to one replica; it reads no faster than it acks.
 pub const APPEND_WINDOW_ENTRIES: u64 = 1_024;
 /// How long a primary that hands over takes no publishes. Then it goes on as before.

@@ -17,6 +17,8 @@ pub(super) struct Follower {
     pub(super) acked_before: Lsn,
     /// When it was asked or told something last, in this step of its progress.
     pub(super) asked_at: Option<Duration>,
+    /// When entries were sent again last because some were missing there.
+    pub(super) went_back_at: Option<Duration>,
     /// When it was heard last.
     pub(super) heard_at: Duration,
     /// The high watermark that it was told last.
@@ -58,6 +60,7 @@ impl Follower {
             acked: Lsn(0),
             acked_before: Lsn(0),
             asked_at: None,
+            went_back_at: None,
             heard_at: now,
             told: Lsn(0),
             mark: (end, now),

@@ -16,7 +16,7 @@ use super::{
     set_change::Proposed,
 };
 use crate::{
-    limits::{APPEND_WINDOW_ENTRIES, HEARTBEAT, REPLICA_RETRY},
+    limits::{APPEND_WINDOW_ENTRIES, GAP_RETRY, HEARTBEAT, REPLICA_RETRY},
     types::{Boot, Epoch, Lsn, NodeId},
 };
 
@@ -473,10 +473,15 @@ impl<E: LogEntry> Primary<E> {
                 }
             }
             Refusal::Gap(end) => {
+                // Once in a while: each message that overtook another is answered so, and to send the rest of the window for
+                // each of them would make more of the same.
+                let due = follower.went_back_at.is_none_or(|at| self.now >= at + GAP_RETRY);
                 if let Progress::Streaming(sent) = follower.progress
                     && end >= follower.acked
                     && end < sent
+                    && due
                 {
+                    follower.went_back_at = Some(self.now);
                     follower.progress = Progress::Streaming(end);
                 }
             }

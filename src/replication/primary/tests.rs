@@ -321,3 +321,20 @@ fn the_preferred_replica_is_named_once_it_has_kept_pace_for_long() {
     world.primary.hand_over(NodeId(2), SECOND * 2).expect("it keeps pace");
     assert_eq!(world.primary.preferred(SECOND, SECOND * 2), None);
 }
+
+#[test]
+fn gaps_are_filled_once_in_a_while_and_not_for_each_message_that_overtook_another() {
+    let mut world = World::new(&[1, 2], &[], 1);
+    world.sync();
+    world.follow(2, &[1, 1, 1, 1, 1, 2, 2, 2, 3, 3], 10);
+    let sent = |world: &mut World, now: Duration| {
+        world.out.clear();
+        world.hear_boot(boot(2, 2), Body::Refused(Refusal::Gap(Lsn(10))), now);
+        world.primary.pump(&mut world.out);
+        world.out.iter().filter(|effect| matches!(effect, Effect::Replicate { .. })).count()
+    };
+    world.primary.pump(&mut world.out);
+    assert_eq!(sent(&mut world, SECOND), 1);
+    assert_eq!(sent(&mut world, SECOND), 0, "the same is on its way");
+    assert_eq!(sent(&mut world, SECOND + GAP_RETRY), 1);
+}
