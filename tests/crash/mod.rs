@@ -8,6 +8,7 @@ mod eio;
 mod meta;
 mod model;
 mod property;
+mod replica;
 mod rng;
 mod rot;
 mod sweep;
