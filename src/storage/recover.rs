@@ -61,7 +61,7 @@ pub struct RecoveredShard {
     pub promised: Epoch,
     /// Entries before this one are known to be committed.
     pub high_watermark: Lsn,
-    /// An install is half done: of the log nothing can be used.
+    /// An install is half done: of log and state nothing can be used, and nothing is given out.
     pub installing: bool,
     /// Entries before this one are in `state`.
     pub applied: Lsn,
@@ -163,7 +163,11 @@ fn load(txn: &ReadTransaction, shards: u16) -> Result<Replay, StoreError> {
             let value = Bytes::copy_from_slice(value.value());
             recovered.state.push((kind, Bytes::copy_from_slice(key), value));
         }
-        all.push((ShardLog::new(info, replica, start, log.next_row), recovered));
+        let log = ShardLog::new(info, replica, start, log.next_row);
+        if log.installing {
+            recovered.state.clear();
+        }
+        all.push((log, recovered));
     }
     Ok(Replay {
         log,

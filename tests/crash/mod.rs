@@ -9,6 +9,7 @@ mod group;
 mod meta;
 mod model;
 mod property;
+mod replica;
 mod rng;
 mod rot;
 mod sweep;

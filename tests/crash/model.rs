@@ -171,12 +171,22 @@ impl Expected {
             }
             shard.start = Lsn(0);
             let truth = &self.truth.shards[usize::from(shard.shard.0)];
-            if shard.high_watermark.0 > truth.noted.max(truth.applied) as u64 {
+            let installed = truth.install.as_ref().map_or(0, |install| install.entries.len());
+            if shard.high_watermark.0 > truth.noted.max(truth.applied).max(installed) as u64 {
                 return Err(format!("{} is known to be committed", shard.high_watermark));
             }
             if shard.high_watermark >= shard.applied {
                 shard.high_watermark = shard.applied;
             }
+        }
+        for (found, want) in shards.iter().zip(&self.shards) {
+            let lsns = |shard: &RecoveredShard| -> Vec<Lsn> {
+                shard.tail.iter().map(|entry| entry.header.lsn).collect()
+            };
+            same("tail", &lsns(found), &lsns(want))?;
+            let bare =
+                |shard: &RecoveredShard| RecoveredShard { tail: Vec::new(), ..shard.clone() };
+            same("shard", &bare(found), &bare(want))?;
         }
         same("shards", &shards, &self.shards)?;
         let partitions = self.partitions.iter();

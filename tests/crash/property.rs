@@ -63,19 +63,7 @@ fn check(ops: &[Op]) -> Result<(), String> {
     for op in ops {
         let step = match op {
             Op::Reopen { clean } => {
-                if *clean {
-                    writer.close().map_err(|e| e.to_string())?;
-                } else {
-                    drop(writer);
-                }
-                drop(store);
-                let options = Options { disk_id: 99, ..OPTIONS };
-                let opened = Store::open_backend(disk.clone(), disk.journal(), options);
-                let (again, next, recovered) = opened.map_err(|e| e.to_string())?;
-                if recovered.disk_id != OPTIONS.disk_id || recovered.clean_shutdown != *clean {
-                    return Err(format!("opened with {recovered:?}"));
-                }
-                truth.expect().check(&again, &recovered, &mut rng)?;
+                let (again, next) = reopen(&disk, (store, writer), &truth, *clean)?;
                 (store, writer) = (again, next);
                 continue;
             }
@@ -131,6 +119,29 @@ fn check(ops: &[Op]) -> Result<(), String> {
         truth.apply(&step);
     }
     truth.expect().check_reads(&store, &mut rng)
+}
+
+/// Closes the store, or drops it as a kill does, and opens it again.
+fn reopen(
+    disk: &Disk,
+    (store, writer): (Store, Writer),
+    truth: &Truth,
+    clean: bool,
+) -> Result<(Store, Writer), String> {
+    if clean {
+        writer.close().map_err(|e| e.to_string())?;
+    } else {
+        drop(writer);
+    }
+    drop(store);
+    let options = Options { disk_id: 99, ..OPTIONS };
+    let opened = Store::open_backend(disk.clone(), disk.journal(), options);
+    let (store, writer, recovered) = opened.map_err(|e| e.to_string())?;
+    if recovered.disk_id != OPTIONS.disk_id || recovered.clean_shutdown != clean {
+        return Err(format!("opened with {recovered:?}"));
+    }
+    truth.expect().check(&store, &recovered, &mut Rng(3))?;
+    Ok((store, writer))
 }
 
 /// Installs a shard of what the store itself says about it.
