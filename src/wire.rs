@@ -11,6 +11,8 @@ mod data;
 pub mod entry;
 mod fault;
 mod frame;
+mod join;
+mod octets;
 mod record;
 mod varint;
 
@@ -27,5 +29,7 @@ pub use data::BadData;
 pub use entry::{BadEntry, Entry, EntryHeader, EntryKind};
 pub use fault::{Code, Culprit, Detail, Fault, Retry};
 pub use frame::{BadFrame, Frame, FrameDecoder, FrameType, put_control, put_frame_head};
+pub use join::{JoinAnswer, JoinRequest, JoinWelcome};
+pub use octets::Octets;
 pub use record::{BadRecord, Record, Records};
 pub use varint::{Truncated, VARINT_MAX, get_varint, put_varint, varint_len};

@@ -47,6 +47,7 @@ const CRATES: &[(&str, &[&str])] = &[
     ("clap_complete", &["cli"]),
     ("clap_mangen", &["cli"]),
     ("crc32c", &["types", "wire", "storage"]),
+    ("data_encoding", &["net"]),
     ("futures_core", &["client"]),
     ("hdrhistogram", &["cli"]),
     ("humantime", &["config", "cli"]),
@@ -81,6 +82,7 @@ const CRATES: &[(&str, &[&str])] = &[
     ),
     ("serde_json", &["server", "cli"]),
     ("socket2", &["net"]),
+    ("subtle", &["net"]),
     ("tempfile", &["cli"]),
     (
         "thiserror",
