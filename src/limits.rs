@@ -70,8 +70,54 @@ pub const DISK_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 pub const EXPIRIES_PER_ROUND_MAX: usize = 1_000;
 /// How long a starting node waits for its disk to take the first commit.
 pub const RECOVERY_MAX: Duration = Duration::from_secs(60);
-/// Commands in the metadata log before it is replaced by a snapshot.
+
+// ---- metadata group ----
+
+/// Entries in the metadata log before it is replaced by a snapshot.
 pub const META_LOG_LEN_MAX: u64 = 500;
+/// Entries behind a snapshot that stay: a member that was away for a moment needs no snapshot.
+pub const META_LOG_KEPT: u64 = 100;
+/// How often the leader of the metadata group is heard when there is nothing else to say.
+pub const META_HEARTBEAT: Duration = Duration::from_millis(150);
+/// Least and most that a member draws for its election timeout. It waits the most for the leader's lease to end and what
+/// it has drawn on top of that: 900 to 1,200 ms without a word, in which six heartbeats were lost.
+pub const META_ELECTION_MIN: Duration = Duration::from_millis(300);
+/// See [`META_ELECTION_MIN`].
+pub const META_ELECTION_MAX: Duration = Duration::from_millis(600);
+/// Time for one piece of a snapshot, its flush at the other end too.
+pub const META_SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Bytes of a snapshot that travel at once: with its envelope it fits a control frame.
+pub const META_SNAPSHOT_CHUNK: usize = 128 * 1024;
+/// Largest snapshot: ten times a site that is full. A larger one is refused before memory is taken.
+pub const META_SNAPSHOT_LEN_MAX: u64 = 64 * 1024 * 1024;
+/// Largest request of the group: entries beyond it travel in several. One entry is never larger than a control frame.
+pub const META_REQUEST_LEN_MAX: usize = CONTROL_FRAME_LEN_MAX - 1024;
+/// Entries of one request.
+pub const META_REQUEST_ENTRIES_MAX: u64 = 64;
+/// How long a proposal looks for a leader with a majority: a few elections. Then it fails with `NoLeader`.
+pub const META_PROPOSE_MAX: Duration = Duration::from_secs(5);
+/// How soon a proposal that found no leader asks again, if nothing is heard of a new one.
+pub const META_PROPOSE_RETRY: Duration = Duration::from_millis(100);
+/// A learner that is at most so many entries behind may become a voter.
+pub const META_PROMOTE_LAG_MAX: u64 = 50;
+/// Addresses of one node. More are refused.
+pub const NODE_ADDRESSES_MAX: usize = 16;
+/// Longest address of a node: a DNS name of 253 bytes and a port.
+pub const NODE_ADDRESS_LEN_MAX: usize = 260;
+/// Longest name of a node's software.
+pub const SOFTWARE_LEN_MAX: usize = 64;
+/// Greatest weight of a node.
+pub const NODE_WEIGHT_MAX: u32 = 1_000;
+/// Weight of a node that nobody has given another.
+pub const NODE_WEIGHT_DEFAULT: u32 = 100;
+/// Most nodes of a site: a site is one to five, and some that are on their way in or out.
+pub const NODES_MAX: usize = 16;
+/// Most invites that wait to be used. More are refused until one is used or ends.
+pub const INVITES_MAX: usize = 16;
+/// Nodes that have left whose disks are known: the first of more is forgotten.
+pub const REMOVED_NODES_REMEMBERED: usize = 1_000;
+/// Most copies of a shard that are placed without being asked for.
+pub const REPLICATION_FACTOR: usize = 3;
 
 // ---- replication ----
 

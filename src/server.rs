@@ -37,7 +37,10 @@ use self::{
 };
 use crate::{
     broker::ClockGuard,
-    cluster::{BootClaim, GroupError, MetaCommand, MetaGroup, MetaReject},
+    cluster::{
+        BootClaim, FOUNDER, GroupError, MetaCommand, MetaGroup, MetaReject, MetaTiming, NoLinks,
+        NodeInfo,
+    },
     config::Config,
     limits::{DRAIN_MAX, RECOVERY_MAX},
     net::{
@@ -212,16 +215,15 @@ impl Server {
             open.await.map_err(|error| StartError::Recovery(error.to_string()))??
         };
         let queue = CommitQueue::new();
-        let engine = Engine::begin(
-            opened.registered,
-            opened.group,
-            opened.store,
-            queue.clone(),
-            opened.recovered,
-            clock,
-            Metrics::new(),
-        )
-        .map_err(|error| match error {
+        let (registered, group, store, recovery) =
+            (opened.registered, opened.group, opened.store, opened.recovered);
+        let (shards, metrics) = (queue.clone(), Metrics::new());
+        // It proposes, and waits for what comes of it.
+        let begin = tokio::task::spawn_blocking(move || {
+            Engine::begin(registered, group, store, shards, recovery, clock, metrics)
+        });
+        let begun = begin.await.map_err(|error| StartError::Recovery(error.to_string()))?;
+        let engine = begun.map_err(|error| match error {
             EngineError::Group(error) => StartError::Group(error),
             EngineError::Shard { .. } => StartError::Recovery(error.to_string()),
         })?;
@@ -257,6 +259,7 @@ impl Server {
             ),
             None => None,
         };
+        let mut group = engine.group.failure();
         let http_address = http.as_ref().and_then(|listener| listener.local_addr().ok());
         let inflight = config.limits.inflight_bytes_per_connection;
         let shared = Arc::new(Shared {
@@ -280,6 +283,15 @@ impl Server {
         housekeeping::check_disk(&shared, &marks);
         let guard = ClockGuard::new(shared.engine.newest_record());
         let tasks = TaskTracker::new();
+        let watched = Arc::clone(&shared);
+        tasks.spawn(async move {
+            tokio::select! {
+                () = watched.stopping.cancelled() => {}
+                Ok(failed) = group.wait_for(Option::is_some) => {
+                    watched.engine.fail(failed.as_deref().unwrap_or_default());
+                }
+            }
+        });
         tasks.spawn(housekeeping::run(Arc::clone(&shared), marks, guard));
         let per_second = config.limits.handshakes_per_address;
         tasks.spawn(connection::accept(Arc::clone(&shared), endpoint.clone(), per_second));
@@ -359,6 +371,7 @@ impl Server {
         };
         // Peers that are gone do not answer a close.
         let _ = timeout(CLOSE_MAX, idle).await;
+        self.shared.engine.group.shutdown().await;
         let commit = self.commit;
         let stopped = tokio::task::spawn_blocking(move || commit.stop(STORE_CLOSE_MAX)).await;
         stopped.unwrap_or_else(|error| Err(StoreError::Io(io::Error::other(error))))?;
@@ -369,6 +382,8 @@ impl Server {
 
 /// The log's file in the data directory.
 const DATA_FILE: &str = "data.redb";
+/// The protocol that nodes speak with each other.
+const PEER_PROTOCOL: u16 = 1;
 /// How long a stopping node waits for its peers to hear that it closed.
 const CLOSE_MAX: Duration = Duration::from_secs(1);
 /// How long a stopping node waits for its disk.
@@ -440,15 +455,19 @@ fn open(config: &Config, site: SiteName, name: NodeName) -> Result<Opened, Start
     let (data, meta) = (dir.join(DATA_FILE), dir.join("meta.redb"));
     let cache_bytes = usize::try_from(config.storage.cache).unwrap_or(usize::MAX);
     let options = Options { cache_bytes, ..Options::new(config.storage.shards, rand::random()) };
+    let runtime = tokio::runtime::Handle::current();
     let group = MetaStore::open(&meta)
         .map_err(|source| StartError::Open { path: meta.clone(), source })
-        .and_then(|store| Ok(MetaGroup::open(store)?))?;
+        .and_then(|store| {
+            let group = MetaGroup::open(store, FOUNDER, Arc::new(NoLinks), MetaTiming::default());
+            Ok(runtime.block_on(group)?)
+        })?;
     let founded = group.read(|state| state.site.is_some());
     if !founded && data.exists() {
         return Err(StartError::MetadataMissing { data, meta });
     }
     // Before the log is made, so that a log without a founded site always means lost metadata.
-    group.propose(MetaCommand::Found { site, shards: config.storage.shards })?;
+    runtime.block_on(group.found(site, config.storage.shards))?;
     let (store, writer, recovered) = Store::open(&data, options)
         .map_err(|source| StartError::Open { path: data.clone(), source })?;
     if !recovered.clean_shutdown {
@@ -465,6 +484,12 @@ fn open(config: &Config, site: SiteName, name: NodeName) -> Result<Opened, Start
         shards: Vec::new(),
     };
     let disk_id = recovered.disk_id;
-    let registered = group.propose(MetaCommand::Register { name, disk_id, claim })?;
+    let info = NodeInfo {
+        addresses: Vec::new(),
+        software: crate::SOFTWARE.to_owned(),
+        protocol: (PEER_PROTOCOL, PEER_PROTOCOL),
+    };
+    let register = MetaCommand::Register { name, disk_id, claim, info };
+    let registered = group.propose_blocking(register)?;
     Ok(Opened { store, group, recovered, writer, registered })
 }

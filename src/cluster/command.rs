@@ -2,15 +2,17 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::site::TopicRecord;
+use super::{
+    node::{InviteId, NodeInfo, NodeRole},
+    site::TopicRecord,
+};
 use crate::{
-    limits::{PARTITIONS_MAX, PARTITIONS_PER_TOPIC_MAX, TOPICS_MAX},
-    replication::{ConfigReject, ShardCommand, ShardReport},
+    replication::{ShardCommand, ShardReport},
     types::{
         Incarnation, NodeId, NodeName, ShardId, SiteName, Timestamp, TopicId, TopicName,
         TopicSettings,
     },
-    wire::{Code, Detail, Fault, RetentionChange},
+    wire::RetentionChange,
 };
 
 /// A change of the site's state. Stored in the metadata log: variants and fields are only ever added.
@@ -31,6 +33,9 @@ pub enum MetaCommand {
         disk_id: u128,
         /// What the boot says of itself.
         claim: BootClaim,
+        /// How others reach the node, and what they can say to it.
+        #[serde(default)]
+        info: NodeInfo,
     },
     /// A shard gets another primary or commit set.
     Shard(ShardCommand),
@@ -60,6 +65,68 @@ pub enum MetaCommand {
         /// Its id.
         id: TopicId,
     },
+    /// A node may join. Its number is the index of this command.
+    AddNode {
+        /// Its name, which no other node has.
+        name: NodeName,
+        /// The identity of its disk, which no other node has or had.
+        disk_id: u128,
+        /// What it is for.
+        role: NodeRole,
+        /// The invite that it came with; none if an operator adds it.
+        invite: Option<InviteId>,
+        /// The proposer's clock.
+        now: Timestamp,
+    },
+    /// A node leaves for ever.
+    RemoveNode {
+        /// Which.
+        node: NodeId,
+    },
+    /// Change how much a node is given to do.
+    SetNode {
+        /// Which.
+        node: NodeId,
+        /// Its share, beside those of the others.
+        weight: Option<u32>,
+        /// Whether it gives away all that it has.
+        draining: Option<bool>,
+    },
+    /// A node may come with this secret, once.
+    Invite {
+        /// Random.
+        id: InviteId,
+        /// The hash of the secret.
+        secret_hash: [u8; 32],
+        /// What the node is for.
+        role: NodeRole,
+        /// When it ends.
+        expires: Timestamp,
+        /// The proposer's clock.
+        now: Timestamp,
+    },
+}
+
+impl MetaCommand {
+    /// Whether the command may be proposed again when the answer to it was lost: whatever came of the first, and whatever
+    /// others did in between, the second does no harm.
+    #[must_use]
+    pub fn is_repeatable(&self) -> bool {
+        match self {
+            // The founding of the same site, the same boot (by its nonce), the same name and disk are known again.
+            Self::Found { .. } | Self::Register { .. } | Self::AddNode { .. } => true,
+            // Compared with the version, or with the boot and the epoch, or derived anew from the state: `Place`.
+            Self::Shard(_) => true,
+            // Ids are never used again.
+            Self::ForgetTopic { .. } | Self::RemoveNode { .. } => true,
+            // Somebody may have deleted, set or used it in between: it would come back.
+            Self::CreateTopic { .. }
+            | Self::SetTopic { .. }
+            | Self::DeleteTopic { .. }
+            | Self::SetNode { .. }
+            | Self::Invite { .. } => false,
+        }
+    }
 }
 
 /// What a boot says of itself and of its disk. Each boot writes its number and nonce to the disk before it registers: a
@@ -95,7 +162,7 @@ impl BootClaim {
 }
 
 /// What came of a command.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum MetaOutcome {
     /// It is done.
     Done,
@@ -103,94 +170,6 @@ pub enum MetaOutcome {
     Registered(NodeId, Incarnation),
     /// The topic as it is now.
     Topic(TopicRecord),
-}
-
-/// Why a command changed nothing.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum MetaReject {
-    /// The state belongs to a site already.
-    #[error("this node's data belongs to site '{0}'")]
-    OtherSite(SiteName),
-    /// Shards cannot be added or taken away.
-    #[error("this site has {have} shards, the configuration says {want}")]
-    OtherShards {
-        /// As founded.
-        have: u16,
-        /// As asked.
-        want: u16,
-    },
-    /// No command can come before the founding.
-    #[error("the site is not founded yet")]
-    NotFounded,
-    /// The name belongs to a node with another disk.
-    #[error("node '{0}' is registered with another disk")]
-    OtherDisk(NodeName),
-    /// The boot does not follow the one that is registered: the disk was put back from a copy. Registered again as suspect,
-    /// with a greater number, the node may go on as one that has lost data.
-    #[error("boot {claimed} does not follow boot {have}, which is registered")]
-    StaleBoot {
-        /// The number that is registered.
-        have: u64,
-        /// The number that was claimed.
-        claimed: u64,
-    },
-    /// There is no such shard.
-    #[error("shard {0} does not exist")]
-    UnknownShard(ShardId),
-    /// The change does not fit the shard as it is.
-    #[error("shard {shard}: {reason}")]
-    Shard {
-        /// The shard.
-        shard: ShardId,
-        /// Why.
-        reason: ConfigReject,
-    },
-    /// There is no such topic.
-    #[error("topic '{0}' does not exist")]
-    UnknownTopic(TopicName),
-    /// There is one of this name, and it is different.
-    #[error("topic '{0}' exists with other settings")]
-    TopicExists(TopicName),
-    /// A number outside its range.
-    #[error("a topic has 1 to {max} partitions, not {0}", max = PARTITIONS_PER_TOPIC_MAX)]
-    Partitions(u32),
-    /// A retention that keeps nothing.
-    #[error("retention by {0} must be at least 1")]
-    Retention(&'static str),
-    /// The site is full of topics.
-    #[error("the site has {max} topics, the most it may have", max = TOPICS_MAX)]
-    TooManyTopics,
-    /// The site is full of partitions.
-    #[error("the site would have {0} partitions, limit is {max}", max = PARTITIONS_MAX)]
-    TooManyPartitions(u32),
-}
-
-impl MetaReject {
-    /// The error as it travels.
-    #[must_use]
-    pub fn fault(&self) -> Fault {
-        let message = self.to_string();
-        match self {
-            Self::UnknownTopic(name) => Fault::new(Code::UnknownTopic, message)
-                .with_hint(format!("make it: dunlin topic create {name}")),
-            Self::TopicExists(name) => Fault::new(Code::TopicExists, message)
-                .with_hint(format!("see its settings: dunlin topic show {name}")),
-            Self::Partitions(_) | Self::Retention(_) => Fault::new(Code::Invalid, message),
-            Self::TooManyTopics => Fault::new(Code::LimitReached, message)
-                .with_detail(Detail { limit: Some(TOPICS_MAX as u64), ..Detail::default() }),
-            Self::TooManyPartitions(_) => {
-                Fault::new(Code::LimitReached, message).with_detail(Detail {
-                    limit: Some(u64::from(PARTITIONS_MAX)),
-                    ..Detail::default()
-                })
-            }
-            Self::OtherSite(_)
-            | Self::OtherShards { .. }
-            | Self::NotFounded
-            | Self::OtherDisk(_)
-            | Self::StaleBoot { .. }
-            | Self::UnknownShard(_)
-            | Self::Shard { .. } => Fault::new(Code::Internal, message),
-        }
-    }
+    /// The number that the node has, or has had before.
+    NodeAdded(NodeId),
 }

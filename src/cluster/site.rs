@@ -1,23 +1,31 @@
 //! The site's state: a pure function of its commands, in their order.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use super::command::{BootClaim, MetaCommand, MetaOutcome, MetaReject};
+use super::{
+    command::{MetaCommand, MetaOutcome},
+    node::{InviteId, InviteRecord, NodeRecord, RemovedNode},
+    reject::MetaReject,
+};
 use crate::{
     limits::{PARTITIONS_MAX, PARTITIONS_PER_TOPIC_MAX, TOPICS_MAX},
     replication::{Boots, ShardCommand, ShardConfig},
     types::{
-        Incarnation, NodeId, NodeName, PartitionId, Retention, ShardId, SiteName, Timestamp,
-        TopicId, TopicName, TopicSettings,
+        NodeId, PartitionId, Retention, ShardId, SiteName, Timestamp, TopicId, TopicName,
+        TopicSettings,
     },
 };
+
+mod nodes;
+
+pub use nodes::FOUNDER;
 
 /// All that the site agrees on.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SiteState {
-    /// The last command that is in it.
+    /// The last entry of the log that is in it.
     pub applied: u64,
     /// The site's name, once it is founded.
     pub site: Option<SiteName>,
@@ -29,19 +37,15 @@ pub struct SiteState {
     pub topics: BTreeMap<TopicName, TopicRecord>,
     /// Deleted topics whose partitions may still lie in a shard: only these are ever dropped.
     pub tombstones: BTreeMap<TopicId, Tombstone>,
-}
-
-/// A node.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct NodeRecord {
-    /// Its name.
-    pub name: NodeName,
-    /// The identity of its disk.
-    pub disk_id: u128,
-    /// Its newest boot.
-    pub incarnation: Incarnation,
-    /// What that boot said of itself.
-    pub claim: BootClaim,
+    /// Who has a vote in the metadata group.
+    #[serde(default)]
+    pub voters: BTreeSet<NodeId>,
+    /// Nodes that have left for ever.
+    #[serde(default)]
+    pub removed: BTreeMap<NodeId, RemovedNode>,
+    /// Nodes that may come.
+    #[serde(default)]
+    pub invites: BTreeMap<InviteId, InviteRecord>,
 }
 
 /// A topic.
@@ -71,12 +75,17 @@ impl SiteState {
     ///
     /// # Errors
     /// [`MetaReject`].
+    ///
+    /// # Panics
+    /// If the index is not behind all that was applied: commands are applied in order, once.
     pub fn apply(&mut self, index: u64, command: MetaCommand) -> Result<MetaOutcome, MetaReject> {
-        assert_eq!(index, self.applied + 1, "commands are applied in order");
+        assert!(index > self.applied, "commands are applied in order");
         self.applied = index;
         match command {
             MetaCommand::Found { site, shards } => self.found(site, shards),
-            MetaCommand::Register { name, disk_id, claim } => self.register(name, disk_id, claim),
+            MetaCommand::Register { name, disk_id, claim, info } => {
+                self.register(name, disk_id, &claim, info)
+            }
             MetaCommand::Shard(command) => self.change_shard(command),
             MetaCommand::CreateTopic { name, settings, now } => self.create(name, settings, now),
             MetaCommand::SetTopic { name, change } => {
@@ -98,7 +107,22 @@ impl SiteState {
                 self.tombstones.remove(&id);
                 Ok(MetaOutcome::Done)
             }
+            MetaCommand::AddNode { name, disk_id, role, invite, now } => {
+                self.add_node(name, disk_id, role, invite, now)
+            }
+            MetaCommand::RemoveNode { node } => self.remove_node(node),
+            MetaCommand::SetNode { node, weight, draining } => {
+                self.set_node(node, weight, draining)
+            }
+            MetaCommand::Invite { id, secret_hash, role, expires, now } => {
+                self.invite(id, InviteRecord { secret_hash, role, expires }, now)
+            }
         }
+    }
+
+    /// An entry without a command has this index.
+    pub fn pass(&mut self, index: u64) {
+        self.applied = self.applied.max(index);
     }
 
     /// The partitions that `shard` must hold, with the names of their topics.
@@ -119,7 +143,8 @@ impl SiteState {
     /// The newest boot of each node.
     #[must_use]
     pub fn boots(&self) -> Boots {
-        self.nodes.iter().map(|(id, node)| (*id, node.incarnation)).collect()
+        let booted = self.nodes.iter().filter(|(_, node)| node.has_booted());
+        booted.map(|(id, node)| (*id, node.incarnation)).collect()
     }
 
     fn found(&mut self, site: SiteName, shards: u16) -> Result<MetaOutcome, MetaReject> {
@@ -139,51 +164,6 @@ impl SiteState {
                 }
             }
         }
-    }
-
-    fn register(
-        &mut self,
-        name: NodeName,
-        disk_id: u128,
-        claim: BootClaim,
-    ) -> Result<MetaOutcome, MetaReject> {
-        if self.site.is_none() {
-            return Err(MetaReject::NotFounded);
-        }
-        let incarnation = Incarnation(self.applied);
-        let first = self.nodes.is_empty();
-        let kept = BootClaim { shards: Vec::new(), before: Vec::new(), ..claim.clone() };
-        let known = self.nodes.iter_mut().find(|(_, node)| node.name == name);
-        let id = match known {
-            None => {
-                let id = NodeId(self.applied);
-                let record = NodeRecord { name, disk_id, incarnation, claim: kept };
-                self.nodes.insert(id, record);
-                id
-            }
-            Some((_, node)) if node.disk_id != disk_id => return Err(MetaReject::OtherDisk(name)),
-            // The same command twice: its answer was lost.
-            Some((id, node)) if node.claim.is_same_boot(&claim) => {
-                return Ok(MetaOutcome::Registered(*id, node.incarnation));
-            }
-            Some((_, node)) if !claim.follows(&node.claim) => {
-                return Err(MetaReject::StaleBoot { have: node.claim.boot, claimed: claim.boot });
-            }
-            Some((id, node)) => {
-                node.incarnation = incarnation;
-                node.claim = kept;
-                *id
-            }
-        };
-        for (number, shard) in (0..).zip(&mut self.shards) {
-            if first {
-                // The first node of a site holds all shards; others are added to their sets later.
-                shard.found(id);
-            } else {
-                shard.registered(id, claim.suspect, claim.report(ShardId(number)));
-            }
-        }
-        Ok(MetaOutcome::Registered(id, incarnation))
     }
 
     fn change_shard(&mut self, command: ShardCommand) -> Result<MetaOutcome, MetaReject> {
@@ -259,7 +239,7 @@ fn check_retention(retention: &Retention) -> Result<(), MetaReject> {
     let limits =
         [("age", retention.age_ms), ("bytes", retention.bytes), ("records", retention.records)];
     match limits.into_iter().find(|(_, limit)| *limit == Some(0)) {
-        Some((name, _)) => Err(MetaReject::Retention(name)),
+        Some((name, _)) => Err(MetaReject::Retention(name.to_owned())),
         None => Ok(()),
     }
 }

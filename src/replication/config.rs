@@ -115,7 +115,7 @@ pub struct ShardReport {
 }
 
 /// Why a change changed nothing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 pub enum ConfigReject {
     /// Somebody else was first.
     #[error("the shard is at version {have}, the proposal expected {expected}")]

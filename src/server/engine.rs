@@ -116,7 +116,7 @@ impl Engine {
             let version = group.read(|site| site.shards[usize::from(id.0)].version);
             let change =
                 ShardChange::Elect { expect_version: version, primary: boot, drop: Vec::new() };
-            group.propose(MetaCommand::Shard(ShardCommand { shard: id, change }))?;
+            group.propose_blocking(MetaCommand::Shard(ShardCommand { shard: id, change }))?;
             let config = group.read(|site| site.shards[usize::from(id.0)].clone());
             let log = LocalLog::new(stored(&found));
             let last = log.promised();
@@ -295,9 +295,9 @@ impl Engine {
 
     /// Proposes a command. A node that cannot write its metadata must stop, as one that cannot write its log.
     fn propose(&self, command: MetaCommand) -> Result<MetaOutcome, GroupError> {
-        let outcome = self.group.propose(command);
+        let outcome = self.group.propose_blocking(command);
         if let Err(error) = &outcome
-            && !matches!(error, GroupError::Rejected(_))
+            && error.is_fatal()
         {
             self.fail(&error.to_string());
         }

@@ -115,10 +115,14 @@ pub(super) fn unexpected(kind: FrameType) -> Fault {
 pub(super) fn group_fault(error: &GroupError) -> Fault {
     match error {
         GroupError::Rejected(reject) => reject.fault(),
+        GroupError::NoLeader => Fault::new(Code::Electing, error.to_string()),
+        GroupError::Unknown => Fault::new(Code::Unknown, error.to_string())
+            .with_hint("look at the topic: it may have changed"),
+        GroupError::Membership(_) => Fault::new(Code::Invalid, error.to_string()),
         GroupError::Store(_)
-        | GroupError::Unreadable { .. }
-        | GroupError::Missing(_)
-        | GroupError::Broken => {
+        | GroupError::Unreadable(_)
+        | GroupError::OtherNode { .. }
+        | GroupError::Broken(_) => {
             tracing::error!(%error, "metadata could not be changed");
             Fault::new(Code::Internal, "the node cannot write its metadata")
                 .with_hint("see the node's log")

@@ -1,6 +1,6 @@
 //! The small store of the metadata group, in a file of its own so that votes do not queue behind bulk data.
 
-use std::{ops::RangeFrom, path::Path};
+use std::{ops::RangeBounds, path::Path};
 
 use bytes::Bytes;
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
@@ -14,8 +14,10 @@ use super::{
 
 const LOG: TableDefinition<u64, &[u8]> = TableDefinition::new("log");
 const VALUES: TableDefinition<&str, &[u8]> = TableDefinition::new("values");
-/// Index of the last entry that the snapshot covers, and the snapshot: one row, so that neither comes without the other.
-const SNAPSHOT: TableDefinition<(), (u64, &[u8])> = TableDefinition::new("snapshot");
+/// What the snapshot covers, and the snapshot: one row, so that neither comes without the other.
+const SNAPSHOT: TableDefinition<(), (&[u8], &[u8])> = TableDefinition::new("snapshot");
+/// Named value: what is known of the last entry that was purged.
+const PURGED: &str = "purged";
 /// The metadata of a site is small; what is hot of it lives in memory anyway.
 const CACHE_BYTES: usize = 1024 * 1024;
 
@@ -29,8 +31,8 @@ pub struct MetaStore {
 /// A snapshot of the metadata.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MetaSnapshot {
-    /// The last entry that it covers.
-    pub index: u64,
+    /// What it covers, in the words of the group.
+    pub about: Bytes,
     /// Its bytes.
     pub bytes: Bytes,
 }
@@ -81,7 +83,8 @@ impl MetaStore {
     /// [`StoreError`].
     ///
     /// # Panics
-    /// If they would leave a gap or replace an entry: the caller truncates first.
+    /// If they would leave a gap or replace an entry: the caller truncates first. Behind an empty log any index will do:
+    /// a snapshot of another member may have gone ahead of it.
     pub fn append(&self, index: u64, entries: &[Bytes]) -> Result<(), StoreError> {
         if let Some((last, _)) = self.last()? {
             assert_eq!(index, last + 1, "metadata entries follow each other");
@@ -99,7 +102,7 @@ impl MetaStore {
     ///
     /// # Errors
     /// [`StoreError`].
-    pub fn entries(&self, range: RangeFrom<u64>) -> Result<Vec<(u64, Bytes)>, StoreError> {
+    pub fn entries(&self, range: impl RangeBounds<u64>) -> Result<Vec<(u64, Bytes)>, StoreError> {
         guarded(|| {
             let log = self.db.begin_read()?.open_table(LOG)?;
             let mut found = Vec::new();
@@ -131,21 +134,32 @@ impl MetaStore {
         self.write(|txn| Ok(txn.open_table(LOG)?.retain_in(index.., |_, _| false)?))
     }
 
-    /// Removes the entries up to and including `index`.
+    /// Removes the entries up to and including `index`, and remembers `last`: what is known of the entry at `index`.
     ///
     /// # Errors
     /// [`StoreError`].
-    pub fn purge_to(&self, index: u64) -> Result<(), StoreError> {
-        self.write(|txn| Ok(txn.open_table(LOG)?.retain_in(..=index, |_, _| false)?))
+    pub fn purge_to(&self, index: u64, last: &[u8]) -> Result<(), StoreError> {
+        self.write(|txn| {
+            txn.open_table(VALUES)?.insert(PURGED, last)?;
+            Ok(txn.open_table(LOG)?.retain_in(..=index, |_, _| false)?)
+        })
+    }
+
+    /// What was remembered of the last entry that was purged.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn purged(&self) -> Result<Option<Bytes>, StoreError> {
+        self.get(PURGED)
     }
 
     /// Replaces the snapshot.
     ///
     /// # Errors
     /// [`StoreError`].
-    pub fn save_snapshot(&self, index: u64, bytes: &[u8]) -> Result<(), StoreError> {
+    pub fn save_snapshot(&self, about: &[u8], bytes: &[u8]) -> Result<(), StoreError> {
         self.write(|txn| {
-            txn.open_table(SNAPSHOT)?.insert((), (index, bytes))?;
+            txn.open_table(SNAPSHOT)?.insert((), (about, bytes))?;
             Ok(())
         })
     }
@@ -159,8 +173,11 @@ impl MetaStore {
             let table = self.db.begin_read()?.open_table(SNAPSHOT)?;
             let found = table.get(())?;
             Ok(found.map(|value| {
-                let (index, bytes) = value.value();
-                MetaSnapshot { index, bytes: Bytes::copy_from_slice(bytes) }
+                let (about, bytes) = value.value();
+                MetaSnapshot {
+                    about: Bytes::copy_from_slice(about),
+                    bytes: Bytes::copy_from_slice(bytes),
+                }
             }))
         })
     }

@@ -24,7 +24,7 @@ fn read(store: &MetaStore) -> Result<Truth, StoreError> {
         snapshot: store.snapshot()?,
         values: BTreeMap::new(),
     };
-    for key in ["vote", "purged"] {
+    for key in ["vote", "purged", "node"] {
         truth.values.extend(store.get(key)?.map(|value| (key.to_owned(), value)));
     }
     Ok(truth)
@@ -40,15 +40,17 @@ fn change(store: &MetaStore, truth: &mut Truth, rng: &mut Rng) -> Result<(), Sto
         }
         1 => {
             let to = last.saturating_sub(2);
-            store.purge_to(to)?;
+            store.purge_to(to, &bytes)?;
             truth.log.retain(|index, _| *index > to);
+            truth.values.insert("purged".into(), bytes);
         }
         2 => {
-            store.save_snapshot(last, &bytes)?;
-            truth.snapshot = Some(MetaSnapshot { index: last, bytes });
+            let about = Bytes::copy_from_slice(&last.to_be_bytes());
+            store.save_snapshot(&about, &bytes)?;
+            truth.snapshot = Some(MetaSnapshot { about, bytes });
         }
         3 => {
-            let key = ["vote", "purged"][rng.below(2)];
+            let key = ["vote", "node"][rng.below(2)];
             store.put(key, &bytes)?;
             truth.values.insert(key.into(), bytes);
         }

@@ -4,9 +4,9 @@ use std::rc::Rc;
 
 use super::{plan::Shape, view::Agreed};
 use crate::{
-    cluster::{BootClaim, MetaCommand, MetaOutcome, MetaReject, SiteState},
+    cluster::{BootClaim, MetaCommand, MetaOutcome, MetaReject, NodeInfo, NodeRole, SiteState},
     replication::{ShardChange, ShardCommand},
-    types::{Boot, NodeId, ShardId},
+    types::{Boot, NodeId, NodeName, ShardId, Timestamp},
 };
 
 /// The one shard of a simulated site.
@@ -39,8 +39,15 @@ impl Metadata {
         disk_id: u128,
         claim: BootClaim,
     ) -> Result<Boot, MetaReject> {
-        let name = name.parse().expect("allowed");
-        match self.apply(MetaCommand::Register { name, disk_id, claim })? {
+        let name: NodeName = name.parse().expect("allowed");
+        let known = self.site.nodes.values().any(|node| node.name == name);
+        if !known && !self.site.nodes.is_empty() {
+            let (role, now) = (NodeRole::Data, Timestamp(0));
+            let name = name.clone();
+            self.apply(MetaCommand::AddNode { name, disk_id, role, invite: None, now })?;
+        }
+        let info = NodeInfo::default();
+        match self.apply(MetaCommand::Register { name, disk_id, claim, info })? {
             MetaOutcome::Registered(node, incarnation) => Ok(Boot { node, incarnation }),
             other => unreachable!("a registration is answered by a boot, not by {other:?}"),
         }

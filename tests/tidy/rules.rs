@@ -55,6 +55,7 @@ const CRATES: &[(&str, &[&str])] = &[
     ("lz4_flex", &["wire"]),
     ("metrics", &["server"]),
     ("metrics_exporter_prometheus", &["server", "cli"]),
+    ("openraft", &["cluster"]),
     // Streams and connections are what client and server work with; endpoints and TLS stay in net. The floors that
     // `dunlin bench` measures are a bare quinn and a bare redb.
     ("quinn", &["net", "client", "server", "cli/bench/floor"]),

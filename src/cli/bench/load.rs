@@ -150,7 +150,8 @@ async fn catch_up(counts: &[Arc<AtomicU64>], wanted: &[u64]) -> Result<(), Failu
     looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         let read = counts.iter().map(|count| count.load(Ordering::Relaxed));
-        let Some((got, want)) = read.zip(wanted).find(|(got, want)| got < want) else {
+        let Some((got, want)) = read.zip(wanted.iter().copied()).find(|(got, want)| got < want)
+        else {
             return Ok(());
         };
         if Instant::now() >= deadline {

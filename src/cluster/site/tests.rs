@@ -1,7 +1,9 @@
 use super::*;
 use crate::{
+    cluster::{BootClaim, NodeInfo, NodeRole},
+    limits::INVITES_MAX,
     replication::{ConfigReject, ShardChange},
-    types::{Boot, Epoch},
+    types::{Boot, Epoch, Incarnation},
     wire::{Change, RetentionChange},
 };
 
@@ -20,7 +22,12 @@ fn found(site: &str, shards: u16) -> MetaCommand {
 fn register(disk_id: u128, boot: u64) -> MetaCommand {
     let before = (1..boot).map(|boot| boot * 7).collect();
     let claim = BootClaim { boot, nonce: boot * 7, before, ..BootClaim::default() };
-    MetaCommand::Register { name: "n1".parse().expect("allowed"), disk_id, claim }
+    registering("n1", disk_id, claim)
+}
+
+fn registering(name: &str, disk_id: u128, claim: BootClaim) -> MetaCommand {
+    let name = name.parse().expect("allowed");
+    MetaCommand::Register { name, disk_id, claim, info: NodeInfo::default() }
 }
 
 fn create(topic: &str, partitions: u32) -> MetaCommand {
@@ -40,7 +47,7 @@ fn a_node_keeps_its_number_and_gets_an_incarnation_per_boot() {
     let mut state = site();
     let first = state.nodes.values().next().expect("registered").incarnation;
     let again = do_it(&mut state, register(1, 2));
-    assert_eq!(again, Ok(MetaOutcome::Registered(NodeId(2), Incarnation(3))));
+    assert_eq!(again, Ok(MetaOutcome::Registered(NodeId(1), Incarnation(3))));
     assert!(Incarnation(3) > first);
     assert!(matches!(do_it(&mut state, register(2, 3)), Err(MetaReject::OtherDisk(_))));
     let doubled = do_it(&mut state, register(1, 2));
@@ -55,12 +62,10 @@ fn a_boot_that_is_not_later_than_the_last_has_an_old_disk() {
     assert_eq!(old, Err(MetaReject::StaleBoot { have: 5, claimed: 4 }));
     // A copy of boot 3 that has started four times without reaching the site.
     let claim = BootClaim { boot: 7, nonce: 1, before: vec![21, 5, 6, 8], ..BootClaim::default() };
-    let name: NodeName = "n1".parse().expect("allowed");
-    let copy = MetaCommand::Register { name: name.clone(), disk_id: 1, claim };
-    let old = do_it(&mut state, copy);
+    let old = do_it(&mut state, registering("n1", 1, claim));
     assert_eq!(old, Err(MetaReject::StaleBoot { have: 5, claimed: 7 }));
     let claim = BootClaim { boot: 6, nonce: 1, suspect: true, ..BootClaim::default() };
-    do_it(&mut state, MetaCommand::Register { name, disk_id: 1, claim }).expect("suspect");
+    do_it(&mut state, registering("n1", 1, claim)).expect("suspect");
     assert!(state.shards.iter().all(|shard| shard.stalled), "the last member has lost data");
 }
 
@@ -77,7 +82,7 @@ fn a_site_is_founded_once() {
 fn each_election_makes_a_new_epoch_and_a_late_one_fails() {
     let mut state = site();
     let elect = |expect_version, incarnation| {
-        let primary = Boot { node: NodeId(2), incarnation: Incarnation(incarnation) };
+        let primary = Boot { node: NodeId(1), incarnation: Incarnation(incarnation) };
         let change = ShardChange::Elect { expect_version, primary, drop: vec![] };
         MetaCommand::Shard(ShardCommand { shard: ShardId(1), change })
     };
@@ -89,7 +94,7 @@ fn each_election_makes_a_new_epoch_and_a_late_one_fails() {
     do_it(&mut state, register(1, 2)).expect("same disk");
     let stale = do_it(&mut state, elect(2, 2));
     assert!(matches!(stale, Err(MetaReject::Shard { .. })), "the boot before");
-    assert_eq!(state.shards[1].set, [NodeId(2)]);
+    assert_eq!(state.shards[1].set, [NodeId(1)]);
 }
 
 #[test]
@@ -134,7 +139,7 @@ fn settings_change_one_by_one() {
     set(RetentionChange { age_ms: Change::Set(20), ..Default::default() }).expect("right");
     set(RetentionChange { bytes: Change::Clear, ..Default::default() }).expect("right");
     let zero = set(RetentionChange { records: Change::Set(0), ..Default::default() });
-    assert_eq!(zero, Err(MetaReject::Retention("records")));
+    assert_eq!(zero, Err(MetaReject::Retention("records".into())));
     let want = Retention { age_ms: Some(20), ..Retention::default() };
     assert_eq!(state.topics[&name("a")].settings.retention, want);
 }
@@ -146,4 +151,111 @@ fn a_snapshot_is_the_state() {
     let mut bytes = bytes::BytesMut::new();
     crate::wire::cbor::put(&state, &mut bytes);
     assert_eq!(crate::wire::cbor::get(&bytes), Ok(state));
+}
+
+fn join(name: &str, disk_id: u128, invite: Option<InviteId>) -> MetaCommand {
+    let (name, role, now) = (name.parse().expect("allowed"), NodeRole::Data, Timestamp(100));
+    MetaCommand::AddNode { name, disk_id, role, invite, now }
+}
+
+fn invite(id: u64, expires: u64, now: u64) -> MetaCommand {
+    let (id, role, secret_hash) = (InviteId(id), NodeRole::Data, [7; 32]);
+    let (expires, now) = (Timestamp(expires), Timestamp(now));
+    MetaCommand::Invite { id, secret_hash, role, expires, now }
+}
+
+#[test]
+fn a_node_joins_before_it_registers_and_has_the_index_for_a_number() {
+    let mut state = site();
+    let claim = BootClaim { boot: 1, nonce: 9, ..BootClaim::default() };
+    let unknown = do_it(&mut state, registering("n2", 2, claim.clone()));
+    assert!(matches!(unknown, Err(MetaReject::UnknownNode(_))));
+    let added = do_it(&mut state, join("n2", 2, None));
+    let id = NodeId(state.applied);
+    assert_eq!(added, Ok(MetaOutcome::NodeAdded(id)));
+    assert_eq!(do_it(&mut state, join("n2", 2, None)), added, "its answer was lost");
+    assert!(matches!(do_it(&mut state, join("n2", 3, None)), Err(MetaReject::OtherDisk(_))));
+    assert!(matches!(do_it(&mut state, join("n3", 2, None)), Err(MetaReject::DiskInUse(_))));
+    assert!(!state.boots().contains_key(&id), "it has not started yet");
+    let index = state.applied + 5;
+    let registered = state.apply(index, registering("n2", 2, claim));
+    assert_eq!(registered, Ok(MetaOutcome::Registered(id, Incarnation(index))));
+    assert_eq!(state.shards[0].set, [FOUNDER]);
+}
+
+#[test]
+fn what_a_node_says_of_itself_is_checked() {
+    let mut state = site();
+    let mut say = |info: NodeInfo| {
+        let claim = BootClaim { boot: 1, nonce: 7, ..BootClaim::default() };
+        let name = "n1".parse().expect("allowed");
+        do_it(&mut state, MetaCommand::Register { name, disk_id: 1, claim, info })
+    };
+    let addresses = |list: &[&str]| NodeInfo {
+        addresses: list.iter().map(ToString::to_string).collect(),
+        ..NodeInfo::default()
+    };
+    say(addresses(&["a.example:7440", "[::1]:1"])).expect("right");
+    for bad in ["a", "a:", ":1", "a:0", "a:70000", "a b:1"] {
+        assert!(matches!(say(addresses(&[bad])), Err(MetaReject::NodeInfo(_))), "{bad}");
+    }
+    assert!(matches!(say(addresses(&["a:1"; 17])), Err(MetaReject::NodeInfo(_))));
+    let protocol = NodeInfo { protocol: (2, 1), ..NodeInfo::default() };
+    assert!(matches!(say(protocol), Err(MetaReject::NodeInfo(_))));
+}
+
+#[test]
+fn a_removed_node_never_comes_back() {
+    let mut state = site();
+    do_it(&mut state, join("n2", 2, None)).expect("new");
+    let node = NodeId(state.applied);
+    state.voters = [FOUNDER, node].into();
+    let holds = do_it(&mut state, MetaCommand::RemoveNode { node: FOUNDER });
+    assert_eq!(holds, Err(MetaReject::NodeInUse { node: FOUNDER, shard: ShardId(0) }));
+    let unknown = do_it(&mut state, MetaCommand::RemoveNode { node: NodeId(99) });
+    assert_eq!(unknown, Err(MetaReject::NoNode(NodeId(99))));
+    state.voters = [node].into();
+    let last = do_it(&mut state, MetaCommand::RemoveNode { node });
+    assert_eq!(last, Err(MetaReject::LastVoter(node)));
+    state.voters = [FOUNDER].into();
+    for _ in 0..2 {
+        do_it(&mut state, MetaCommand::RemoveNode { node }).expect("twice is once");
+    }
+    let claim = BootClaim { boot: 1, nonce: 9, ..BootClaim::default() };
+    let back = do_it(&mut state, registering("n2", 2, claim));
+    assert!(matches!(back, Err(MetaReject::Removed(_))));
+    assert!(matches!(do_it(&mut state, join("n3", 2, None)), Err(MetaReject::Removed(_))));
+    do_it(&mut state, join("n2", 3, None)).expect("the name is free, for another disk");
+    assert!(!state.nodes.contains_key(&node));
+}
+
+#[test]
+fn an_invite_is_used_once_and_ends() {
+    let mut state = site();
+    do_it(&mut state, invite(1, 200, 100)).expect("new");
+    do_it(&mut state, invite(1, 200, 100)).expect("the same");
+    assert!(matches!(do_it(&mut state, invite(1, 300, 100)), Err(MetaReject::InviteExists(_))));
+    do_it(&mut state, join("n2", 2, Some(InviteId(1)))).expect("open");
+    let used = do_it(&mut state, join("n3", 3, Some(InviteId(1))));
+    assert_eq!(used, Err(MetaReject::NoInvite(InviteId(1))));
+    do_it(&mut state, invite(2, 100, 50)).expect("new");
+    let ended = do_it(&mut state, join("n3", 3, Some(InviteId(2))));
+    assert_eq!(ended, Err(MetaReject::NoInvite(InviteId(2))));
+    for id in 3..3 + INVITES_MAX as u64 {
+        do_it(&mut state, invite(id, 300, 150)).expect("the one that ended is forgotten");
+    }
+    assert_eq!(do_it(&mut state, invite(99, 300, 150)), Err(MetaReject::TooManyInvites));
+}
+
+#[test]
+fn weights_have_a_range() {
+    let mut state = site();
+    let mut set =
+        |node, weight, draining| do_it(&mut state, MetaCommand::SetNode { node, weight, draining });
+    set(FOUNDER, Some(0), None).expect("in range");
+    set(FOUNDER, None, Some(true)).expect("there");
+    assert_eq!(set(FOUNDER, Some(1_001), None), Err(MetaReject::Weight(1_001)));
+    assert_eq!(set(NodeId(9), None, None), Err(MetaReject::NoNode(NodeId(9))));
+    let node = &state.nodes[&FOUNDER];
+    assert_eq!((node.weight, node.draining), (0, true));
 }
