@@ -179,8 +179,6 @@ pub const REQUESTS_PER_CONNECTION_MAX: u32 = 64;
 pub const STREAMS_PER_CONNECTION_DEFAULT: u32 = 256;
 /// Addresses of an invite, and of a node that joins: a machine has few that others can reach. More are refused.
 pub const JOIN_ADDRESSES_MAX: usize = 8;
-/// Longest address of a node: a DNS name of 253 bytes and a port.
-pub const JOIN_ADDRESS_LEN_MAX: usize = 260;
 /// Largest request to join: a signing request of some 300 bytes, and addresses. A larger one is refused.
 pub const JOIN_FRAME_LEN_MAX: usize = 8 * 1024;
 /// Longest invite as text: one with all the addresses that it may have.

@@ -3,6 +3,7 @@
 //! Invariant: every name that access rules speak of comes from [`identity`], which reads it from a
 //! certificate that TLS has verified against the site's authority. Nothing else proves a name.
 
+pub mod advertise;
 pub mod authority;
 pub mod endpoint;
 pub mod frames;

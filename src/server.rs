@@ -8,9 +8,12 @@ mod connection;
 mod engine;
 mod housekeeping;
 mod http;
+mod join;
+pub mod joined;
 mod metrics;
 mod publish;
 mod request;
+mod site_admin;
 mod streams;
 mod subscribe;
 mod topics;
@@ -25,7 +28,11 @@ use std::{
 };
 
 use quinn::Endpoint;
-use tokio::{net::TcpListener, sync::watch, time::timeout};
+use tokio::{
+    net::TcpListener,
+    sync::{Semaphore, watch},
+    time::timeout,
+};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use self::{
@@ -42,11 +49,12 @@ use crate::{
         NodeInfo,
     },
     config::Config,
-    limits::{DRAIN_MAX, RECOVERY_MAX},
+    limits::{DRAIN_MAX, JOINS_MAX, RECOVERY_MAX},
     net::{
         ConnectionLimits, Credentials, Identity, ReloadableTls, Who,
+        advertise::advertised,
         endpoint::{self, EndpointError, ResetSecret},
-        tls::{ALPN_CLIENT, ClientAuth, TlsError},
+        tls::{ALPN_CLIENT, ALPN_JOIN, ClientAuth, TlsError},
     },
     storage::{
         Ballast, CommitHandle, CommitQueue, CommitThread, MetaStore, Options, Store, StoreError,
@@ -201,11 +209,9 @@ impl Server {
     pub async fn start(config: Config) -> Result<Self, StartError> {
         let clock = Clock::start();
         let now: SystemTime = clock.system();
-        let auth = match config.listen.allow_anonymous {
-            true => ClientAuth::Optional,
-            false => ClientAuth::Required,
-        };
-        let tls = ReloadableTls::load(&config.pki_dir(), auth, &[ALPN_CLIENT], now)?;
+        // A joiner has no certificate yet: who else comes without one is refused behind the handshake.
+        let (auth, alpn) = (ClientAuth::Optional, [ALPN_CLIENT, ALPN_JOIN]);
+        let tls = ReloadableTls::load(&config.pki_dir(), auth, &alpn, now)?;
         let NodeIdentity { site, name, secret } = node_identity(&config)?;
         make_data_dir(&config.node.data_dir)?;
         let marks = disk_marks(&config);
@@ -266,12 +272,13 @@ impl Server {
             engine,
             site: node.site,
             node: node.name,
-            // A wildcard is no address that a client could dial.
-            addresses: match address.ip().is_unspecified() {
-                true => vec![],
-                false => vec![address.to_string()],
-            },
+            addresses: advertised(&config.listen.advertise, address)
+                .iter()
+                .map(ToString::to_string)
+                .collect(),
             data_dir: config.node.data_dir.clone(),
+            pki_dir: config.pki_dir(),
+            joins: Semaphore::new(JOINS_MAX),
             topic_defaults: config.topic_defaults.settings(),
             allow_anonymous: config.listen.allow_anonymous,
             connections_max: config.limits.connections as usize,

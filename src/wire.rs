@@ -5,6 +5,7 @@
 pub mod batch;
 pub mod cbor;
 mod close;
+mod cluster;
 mod compression;
 mod control;
 mod data;
@@ -18,6 +19,7 @@ mod varint;
 
 pub use batch::{BadBatch, Batch, BatchBuilder, BatchHeader, Pushed, stamp};
 pub use close::CloseCode;
+pub use cluster::{ClusterNode, ClusterShard, ClusterStatus, Invited, Lag, Liveness};
 pub use compression::{BadCompression, Compression};
 pub use control::{
     Ack, Answer, CaughtUp, Change, Deliver, GoAway, Hello, Nack, NodeInfo, NodeStatus,

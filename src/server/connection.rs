@@ -11,6 +11,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
     engine::Engine,
+    join,
     publish::PublishStream,
     request,
     streams::{self, StreamError},
@@ -21,7 +22,11 @@ use crate::{
         BATCH_LEN_MAX, CONTROL_FRAME_LEN_MAX, DRAIN_MAX, HELLO_TIMEOUT, REQUEST_TIMEOUT,
         REQUESTS_PER_CONNECTION_MAX, UNFINISHED_BYTES_MAX,
     },
-    net::{Handshakes, Identity, frames::FrameReader},
+    net::{
+        Handshakes, Identity,
+        frames::FrameReader,
+        tls::{self, ALPN_JOIN},
+    },
     types::{NodeName, SiteName, TopicSettings},
     wire::{
         Answer, CloseCode, Code, Fault, Frame, FrameType, GoAway, Hello, NodeInfo,
@@ -37,6 +42,9 @@ pub(super) struct Shared {
     pub(super) node: NodeName,
     pub(super) addresses: Vec<String>,
     pub(super) data_dir: PathBuf,
+    pub(super) pki_dir: PathBuf,
+    /// Machines that may be joining at once.
+    pub(super) joins: Semaphore,
     pub(super) topic_defaults: TopicSettings,
     pub(super) allow_anonymous: bool,
     pub(super) connections_max: usize,
@@ -112,10 +120,15 @@ async fn serve(shared: Arc<Shared>, incoming: Incoming) {
             return;
         }
     };
+    match tls::alpn_of(&connection).as_deref() {
+        Some(ALPN_JOIN) => return join::serve(shared, connection).await,
+        _ => {}
+    }
     shared.engine.metrics.connected(1);
     let client = match Client::admit(Arc::clone(&shared), connection.clone()) {
         Ok(client) => client,
         Err(reason) => {
+            shared.engine.metrics.refused("certificate");
             tracing::warn!(%address, reason, "connection refused");
             close(&connection, CloseCode::Forbidden, &reason);
             shared.engine.metrics.connected(-1);
@@ -134,8 +147,8 @@ impl Client {
                 return Err(format!("certificate is of site '{}'", identity.site));
             }
             Some(identity) => identity.to_uri(),
-            None if shared.allow_anonymous => "anonymous".to_owned(),
-            None => return Err("no client certificate".to_owned()),
+            None if shared.allow_anonymous => ANONYMOUS.to_owned(),
+            None => return Err("the node lets nobody in without a certificate".to_owned()),
         };
         let inflight = shared.inflight_bytes_max as usize;
         Ok(Arc::new(Self {
@@ -236,7 +249,7 @@ impl Client {
             site: shared.site.to_string(),
             node: shared.node.to_string(),
             node_id: shared.engine.me,
-            you: (self.name != "anonymous").then(|| self.name.clone()),
+            you: (self.name != ANONYMOUS).then(|| self.name.clone()),
             features: vec![],
             limits: WireLimits {
                 batch_len_max: u32::try_from(BATCH_LEN_MAX).unwrap_or(u32::MAX),
@@ -315,7 +328,7 @@ impl Client {
             return Err(streams::stopping().into());
         };
         let answer = match cbor::get(&first.body) {
-            Ok(request) => request::answer(&self.shared, request).await,
+            Ok(request) => request::answer(&self.shared, &self.name, request).await,
             Err(error) => Answer::Fault(streams::malformed(&error)),
         };
         streams::send(output, FrameType::Answer, &answer).await?;
@@ -323,6 +336,8 @@ impl Client {
     }
 }
 
+/// The name of who has no certificate. No identity is like it: they are URIs.
+pub(super) const ANONYMOUS: &str = "anonymous";
 /// How long a stopping node waits for a client to have read its goodbye.
 const GOODBYE_MAX: Duration = Duration::from_secs(1);
 

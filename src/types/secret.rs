@@ -12,7 +12,7 @@ pub struct InviteSecret(u128);
 impl InviteSecret {
     /// A secret of these random bits.
     #[must_use]
-    pub fn new(random: u128) -> Self {
+    pub const fn new(random: u128) -> Self {
         Self(random)
     }
 

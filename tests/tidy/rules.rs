@@ -104,7 +104,7 @@ const CRATES: &[(&str, &[&str])] = &[
     ("time", &["net", "cli"]),
     ("tokio", &["storage", "net", "cluster", "client", "server", "cli"]),
     ("tokio_util", &["net", "cluster", "client", "server", "cli"]),
-    ("toml", &["config", "client/profile"]),
+    ("toml", &["config", "client/profile", "server/joined", "cli/join"]),
     ("tracing", &["storage", "net", "cluster", "client", "server", "cli"]),
     ("tracing_journald", &["cli"]),
     ("tracing_subscriber", &["cli"]),
