@@ -9,12 +9,16 @@ pub mod own_broker;
 
 mod bench;
 mod cert;
+mod cluster;
 mod completions;
 mod config;
 mod demo;
 mod generate;
 mod init;
+mod invite;
+mod join;
 mod logging;
+mod node;
 mod pub_;
 mod remote;
 mod serve;
@@ -52,7 +56,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     name = "dunlin",
     version,
     about = "Message broker for the edge: durable, replicated topics over QUIC",
-    after_help = "Start with 'dunlin init', then 'dunlin serve'.",
+    after_help = "Start with 'dunlin init', then 'dunlin serve'. More machines: 'dunlin invite' here, 'dunlin join' there.",
     arg_required_else_help = true,
     propagate_version = true,
     max_term_width = 100
@@ -133,6 +137,14 @@ pub enum Command {
     Init(init::Init),
     /// Run a node until it is told to stop
     Serve(serve::Serve),
+    /// Let one more machine become a node: prints an invite for it
+    Invite(invite::Invite),
+    /// Make this machine a node of a site that invites it
+    Join(Box<join::Join>),
+    /// Show the site's nodes and shards, drain and remove nodes
+    Cluster(cluster::Cluster),
+    /// Change how much a node is given to do
+    Node(node::Node),
     /// Give certificates to clients
     Cert(cert::Cert),
     /// Make, show, change and delete topics
@@ -159,6 +171,10 @@ impl Command {
         match self {
             Self::Init(args) => args.run(global),
             Self::Serve(args) => args.run(global),
+            Self::Invite(args) => args.run(global),
+            Self::Join(args) => args.run(global),
+            Self::Cluster(args) => args.run(global),
+            Self::Node(args) => args.run(global),
             Self::Cert(args) => args.run(global),
             Self::Topic(args) => args.run(global),
             Self::Pub(args) => args.run(global),

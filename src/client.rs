@@ -34,6 +34,7 @@
 use std::{fmt, sync::Arc, time::Duration};
 
 mod backoff;
+mod cluster;
 mod dial;
 mod error;
 mod link;
@@ -51,6 +52,7 @@ use crate::{
 };
 
 pub use self::{
+    cluster::Cluster,
     error::{ConnectError, Obstacle, PublishError, RequestError, SubscribeError},
     profile::{Profile, ProfileError},
     publisher::{AckFuture, Delivery, Publisher, PublisherBuilder},
@@ -58,10 +60,13 @@ pub use self::{
     topics::{TopicList, Topics},
 };
 pub use crate::{
-    types::{AckLevel, Acks, Offset, Position, Retention, Timestamp, TopicName},
+    types::{
+        AckLevel, Acks, InviteToken, NodeId, NodeRole, Offset, Position, Retention, Timestamp,
+        TopicName,
+    },
     wire::{
-        Change, Code, Compression, Culprit, Fault, NodeStatus, PartitionStatus, Record,
-        RetentionChange, TopicRequest, TopicStatus, Welcome,
+        Change, ClusterStatus, Code, Compression, Culprit, Fault, Invited, NodeStatus,
+        PartitionStatus, Record, RetentionChange, TopicRequest, TopicStatus, Welcome,
     },
 };
 
@@ -133,6 +138,12 @@ impl Client {
     #[must_use]
     pub fn topics(&self) -> Topics<'_> {
         Topics::new(&self.link)
+    }
+
+    /// Administers the site's nodes.
+    #[must_use]
+    pub fn cluster(&self) -> Cluster<'_> {
+        Cluster::new(&self.link)
     }
 
     /// Asks the node how it is.

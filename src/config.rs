@@ -18,10 +18,10 @@ pub use error::ConfigError;
 
 use crate::{
     limits::{
-        CONNECTIONS_DEFAULT, HANDSHAKES_PER_ADDRESS_DEFAULT, HTTP_PORT_DEFAULT,
+        CONNECTIONS_DEFAULT, HANDSHAKES_PER_ADDRESS_DEFAULT, HTTP_PORT_DEFAULT, JOIN_ADDRESSES_MAX,
         PARTITIONS_PER_TOPIC_MAX, PORT_DEFAULT, STREAMS_PER_CONNECTION_DEFAULT,
     },
-    types::{NodeName, Retention, TopicSettings},
+    types::{Address, NodeName, Retention, TopicSettings},
 };
 
 /// Where the configuration lies if nobody says otherwise. It may be missing: then every key has its default.
@@ -65,6 +65,8 @@ pub struct Listen {
     /// UDP address of the broker. `[::]` takes IPv4 too.
     #[serde(deserialize_with = "units::socket_address")]
     pub address: SocketAddr,
+    /// Where others find the node, if not at that address.
+    pub advertise: Vec<Address>,
     /// Loopback TCP address of metrics and health; none if off.
     #[serde(with = "units::loopback_or_off")]
     pub http: Option<SocketAddr>,
@@ -222,6 +224,11 @@ impl Config {
 
     /// The first rule between keys that does not hold: a key and what is wrong with it.
     fn contradiction(&self) -> Option<(&'static str, String)> {
+        let advertised = self.listen.advertise.len();
+        if advertised > JOIN_ADDRESSES_MAX {
+            let problem = format!("{advertised} addresses, limit is {JOIN_ADDRESSES_MAX}");
+            return Some(("listen.advertise", problem));
+        }
         let Storage { ballast, low_space, .. } = self.storage;
         (ballast >= low_space).then(|| {
             let (ballast, low_space) = (units::print_bytes(ballast), units::print_bytes(low_space));
@@ -274,6 +281,7 @@ impl Default for Listen {
     fn default() -> Self {
         Self {
             address: (std::net::Ipv6Addr::UNSPECIFIED, PORT_DEFAULT).into(),
+            advertise: Vec::new(),
             http: Some((std::net::Ipv4Addr::LOCALHOST, HTTP_PORT_DEFAULT).into()),
             allow_anonymous: false,
         }

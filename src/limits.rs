@@ -212,6 +212,24 @@ pub const DRAIN_MAX: Duration = Duration::from_secs(5);
 pub const REQUESTS_PER_CONNECTION_MAX: u32 = 64;
 /// Streams of one connection (publish, subscribe, request); more wait in QUIC, which tells the client.
 pub const STREAMS_PER_CONNECTION_DEFAULT: u32 = 256;
+/// Addresses of an invite, and of a node that joins: a machine has few that others can reach. More are refused.
+pub const JOIN_ADDRESSES_MAX: usize = 8;
+/// Largest request to join: a signing request of some 300 bytes, and addresses. A larger one is refused.
+pub const JOIN_FRAME_LEN_MAX: usize = 8 * 1024;
+/// Longest invite as text: one with all the addresses that it may have.
+pub const INVITE_LEN_MAX: usize = 4 * 1024;
+/// How long an invite can be used, unless its maker says otherwise: long enough to walk to the other machine.
+pub const INVITE_LIFETIME_DEFAULT: Duration = Duration::from_secs(60 * 60);
+/// Longest life of an invite: one that is forgotten must not open the site for ever. More is refused.
+pub const INVITE_LIFETIME_MAX: Duration = Duration::from_secs(7 * 24 * 60 * 60);
+/// Time for a whole join on the node: the request, a change of the metadata, a signature.
+pub const JOIN_SERVE_MAX: Duration = Duration::from_secs(15);
+/// Joins that a node works on at once: each may cost a change of the metadata. More are told to come again.
+pub const JOINS_MAX: usize = 4;
+/// How long a joiner tries one address.
+pub const JOIN_DIAL_MAX: Duration = Duration::from_secs(5);
+/// Rounds of all addresses that a joiner tries: in the second one the answer that was lost in the first comes again.
+pub const JOIN_ROUNDS_MAX: usize = 2;
 /// Connections of a node. More are refused in the handshake.
 pub const CONNECTIONS_DEFAULT: u32 = 4_096;
 /// Handshakes of one address in a second. More are refused in the handshake.

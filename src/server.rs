@@ -11,7 +11,8 @@ mod heartbeats;
 mod housekeeping;
 mod http;
 mod install;
-mod joined;
+mod join;
+pub mod joined;
 mod members;
 mod metadata;
 mod metrics;
@@ -21,14 +22,13 @@ mod publish;
 mod recovery;
 mod relay;
 mod request;
+mod site_admin;
 mod sink;
 mod slot;
 mod start;
 mod streams;
 mod subscribe;
 mod topics;
-
-pub use joined::{BadJoined, JOINED_FILE, Joined};
 
 use std::{
     collections::BTreeMap,
@@ -42,7 +42,7 @@ use std::{
 use quinn::Endpoint;
 use tokio::{
     net::TcpListener,
-    sync::{mpsc, watch},
+    sync::{Semaphore, mpsc, watch},
     time::timeout,
 };
 use tokio_util::{
@@ -55,6 +55,7 @@ use self::{
     connection::Shared,
     doors::Doors,
     engine::{Asked, Engine, Ground},
+    joined::Joined,
     metrics::Metrics,
     peers::{GroupLinks, Peers},
     relay::Relays,
@@ -65,15 +66,18 @@ use crate::{
     broker::ClockGuard,
     cluster::{GroupError, MetaGroup, MetaReject, MetaTiming, NodeInfo},
     config::Config,
-    limits::{DRAIN_MAX, RELAY_IDLE_TIMEOUT},
+    limits::{DRAIN_MAX, JOINS_MAX, RELAY_IDLE_TIMEOUT},
     net::{
         ConnectionLimits, Credentials, ReloadableTls,
+        advertise::advertised,
         endpoint::{self, EndpointError},
-        tls::{self, ALPN_CLIENT, ALPN_PEER, ClientAuth, TlsError},
+        secret_file::FileError,
+        tls::{self, ALPN_CLIENT, ALPN_JOIN, ALPN_PEER, ClientAuth, TlsError},
     },
     peer::{BadDialConfig, DialConfig, Heartbeat, Links, Me, PEER_VERSION, PEER_VERSION_MIN, PeerAddress, PeerDoor},
     storage::{CommitHandle, CommitQueue, CommitThread, StoreError},
-    types::Boot,
+    types::{Boot, NodeId},
+    wire,
 };
 
 /// A running broker.
@@ -118,7 +122,7 @@ pub enum StartError {
     },
     /// What the node's joining has left.
     #[error(transparent)]
-    Joined(#[from] BadJoined),
+    Joined(#[from] FileError),
     /// A database.
     #[error("cannot open {path}: {source}")]
     Open {
@@ -240,12 +244,10 @@ impl Server {
     pub async fn start(config: Config) -> Result<Self, StartError> {
         let clock = Clock::start();
         let now: SystemTime = clock.system();
-        let auth = match config.listen.allow_anonymous {
-            true => ClientAuth::Optional,
-            false => ClientAuth::Required,
-        };
+        // A joiner has no certificate yet: who else comes without one is refused behind the handshake.
+        let (auth, alpn) = (ClientAuth::Optional, [ALPN_CLIENT, ALPN_PEER, ALPN_JOIN]);
         let pki_dir = config.pki_dir();
-        let tls = ReloadableTls::load(&pki_dir, auth, &[ALPN_CLIENT, ALPN_PEER], now)?;
+        let tls = ReloadableTls::load(&pki_dir, auth, &alpn, now)?;
         let (identity, credentials) = start::node_identity(&config)?;
         start::make_data_dir(&config.node.data_dir)?;
         let disk = {
@@ -308,7 +310,7 @@ impl Server {
             stopping,
             tasks,
         };
-        ahead.follow_addresses();
+        ahead.follow_addresses(joined.as_ref());
         match joined {
             None => drop(ahead.group.found(ahead.identity.site.clone(), shards).await?),
             Some(_) => start::introduced(&ahead.group).await,
@@ -413,7 +415,7 @@ impl Server {
         self.links.close().await;
         let group = Arc::clone(&self.shared.engine.group);
         group.shutdown().await;
-        let code = crate::wire::CloseCode::Stopping;
+        let code = wire::CloseCode::Stopping;
         self.endpoint.close(code.code().into(), code.to_string().as_bytes());
         let idle = async {
             self.endpoint.wait_idle().await;
@@ -438,31 +440,31 @@ const STORE_CLOSE_MAX: Duration = Duration::from_secs(30);
 impl Ahead {
     /// Where others reach this node.
     fn addresses(&self) -> Vec<String> {
-        // A wildcard is no address that anybody could dial.
-        match self.address.ip().is_unspecified() {
-            true => vec![],
-            false => vec![self.address.to_string()],
-        }
+        let addresses = advertised(&self.config.listen.advertise, self.address);
+        addresses.iter().map(ToString::to_string).collect()
     }
 
     /// Dials the nodes that the metadata names, for as long as the node runs.
-    fn follow_addresses(&self) {
-        let (group, links) = (Arc::clone(&self.group), self.links.clone());
+    fn follow_addresses(&self, joined: Option<&Joined>) {
+        let (group, links, peers) =
+            (Arc::clone(&self.group), self.links.clone(), Arc::clone(&self.peers));
         let stopping = self.stopping.clone();
+        let introduced = joined.map(|joined| joined.nodes.clone()).unwrap_or_default();
         self.tasks.spawn(async move {
             let mut applied = group.applied();
             let mut known = BTreeMap::new();
             loop {
                 applied.mark_unchanged();
-                let peers = peers_of(&group);
-                if peers != known {
-                    links.set_peers(peers.clone());
-                    known = peers;
+                let found = peers_of(&group, &introduced, &peers);
+                if found != known {
+                    links.set_peers(found.clone());
+                    known = found;
                 }
                 tokio::select! {
                     () = stopping.cancelled() => return,
                     // The sender lives in the group.
                     _ = applied.changed() => {}
+                    () = peers.came.notified() => {}
                 }
             }
         });
@@ -499,6 +501,8 @@ impl Ahead {
             node: self.identity.name.clone(),
             addresses: self.addresses(),
             data_dir: config.node.data_dir.clone(),
+            pki_dir: config.pki_dir(),
+            joins: Semaphore::new(JOINS_MAX),
             topic_defaults: config.topic_defaults.settings(),
             allow_anonymous: config.listen.allow_anonymous,
             streams_max: config.limits.streams_per_connection,
@@ -517,6 +521,7 @@ impl Ahead {
                 let _ = stopping.run_until_cancelled(task).await;
             });
         };
+        until_stop(Box::pin(metadata::watch_failure(Arc::clone(&engine))));
         until_stop(Box::pin(metadata::run(Arc::clone(&engine))));
         until_stop(Box::pin(heartbeats::run(Arc::clone(&shared), heard)));
         until_stop(Box::pin(proposals::run(Arc::clone(&engine), asked.proposals)));
@@ -559,17 +564,38 @@ impl Ahead {
     }
 }
 
-/// The other nodes of the site, as the metadata names them.
-fn peers_of(group: &MetaGroup) -> BTreeMap<crate::types::NodeId, PeerAddress> {
+/// The other nodes of the site as the metadata names them, else as the site did when this node joined. Where a node has
+/// come from is tried, too: it may have moved, or never have registered.
+fn peers_of(
+    group: &MetaGroup,
+    introduced: &[wire::NodeInfo],
+    peers: &Peers,
+) -> BTreeMap<NodeId, PeerAddress> {
     let me = group.me();
-    group.read(|site| {
-        let others = site.nodes.iter().filter(|(id, node)| **id != me && !node.info.addresses.is_empty());
-        let address = |(id, node): (&crate::types::NodeId, &crate::cluster::NodeRecord)| {
+    let mut found: BTreeMap<NodeId, PeerAddress> = group.read(|site| {
+        let others = site.nodes.iter().filter(|(id, _)| **id != me);
+        let address = |(id, node): (&NodeId, &crate::cluster::NodeRecord)| {
             let addresses = node.info.addresses.clone();
             (*id, PeerAddress { name: node.name.clone(), addresses })
         };
         others.map(address).collect()
-    })
+    });
+    if found.is_empty() {
+        let address = |node: &wire::NodeInfo| {
+            let addresses = node.addresses.clone();
+            Some((node.id, PeerAddress { name: node.name.parse().ok()?, addresses }))
+        };
+        found.extend(introduced.iter().filter_map(address));
+    }
+    for (node, address) in peers.seen_at() {
+        if let Some(known) = found.get_mut(&node)
+            && !known.addresses.contains(&address)
+        {
+            known.addresses.push(address);
+        }
+    }
+    found.retain(|_, address| !address.addresses.is_empty());
+    found
 }
 
 /// How batches are passed on: as a client, that notices soon when the other node is gone.

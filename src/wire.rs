@@ -5,17 +5,21 @@
 pub mod batch;
 pub mod cbor;
 mod close;
+mod cluster;
 mod compression;
 mod control;
 mod data;
 pub mod entry;
 mod fault;
 mod frame;
+mod join;
+mod octets;
 mod record;
 mod varint;
 
 pub use batch::{BadBatch, Batch, BatchBuilder, BatchHeader, Pushed, stamp};
 pub use close::CloseCode;
+pub use cluster::{ClusterNode, ClusterShard, ClusterStatus, Invited, Lag, Liveness};
 pub use compression::{BadCompression, Compression};
 pub use control::{
     Ack, Answer, CaughtUp, Change, Deliver, GoAway, Hello, Nack, NodeInfo, NodeStatus,
@@ -27,5 +31,7 @@ pub use data::BadData;
 pub use entry::{BadEntry, Entry, EntryHeader, EntryKind};
 pub use fault::{Code, Culprit, Detail, Fault, Retry};
 pub use frame::{BadFrame, Frame, FrameDecoder, FrameType, put_control, put_frame_head};
+pub use join::{JoinAnswer, JoinRequest, JoinWelcome};
+pub use octets::Octets;
 pub use record::{BadRecord, Record, Records};
 pub use varint::{Truncated, VARINT_MAX, get_varint, put_varint, varint_len};

@@ -5,7 +5,7 @@ use std::fmt::Debug;
 
 use bytes::BytesMut;
 use dunlin::wire::{
-    Answer, CaughtUp, Fault, GoAway, Hello, Nack, PublishOk, PublishOpen, Request, SubscribeOk,
+    Answer, CaughtUp, Fault, GoAway, Hello, JoinAnswer, JoinRequest, Nack, PublishOk, PublishOpen, Request, SubscribeOk,
     SubscribeOpen, Welcome, cbor,
 };
 use libfuzzer_sys::fuzz_target;
@@ -13,7 +13,7 @@ use serde::{Serialize, de::DeserializeOwned};
 
 fuzz_target!(|input: (u8, &[u8])| {
     let (kind, body) = input;
-    let check = match kind % 12 {
+    let check = match kind % 14 {
         0 => comes_back::<Hello>,
         1 => comes_back::<Welcome>,
         2 => comes_back::<GoAway>,
@@ -25,6 +25,8 @@ fuzz_target!(|input: (u8, &[u8])| {
         8 => comes_back::<SubscribeOpen>,
         9 => comes_back::<SubscribeOk>,
         10 => comes_back::<CaughtUp>,
+        11 => comes_back::<JoinRequest>,
+        12 => comes_back::<JoinAnswer>,
         _ => comes_back::<Fault>,
     };
     check(body);

@@ -188,9 +188,10 @@ impl Applied {
         for entry in &self.pending {
             apply_bounds(&mut ahead, entry)?;
         }
-        let producers = self.partitions.iter().filter(|(id, _)| ahead.contains_key(id)).flat_map(
-            |(id, p)| p.producers.iter().map(|(producer, state)| (*id, *producer, state.clone())),
-        );
+        let producers =
+            self.partitions.iter().filter(|(id, _)| ahead.contains_key(id)).flat_map(|(id, p)| {
+                p.producers.iter().map(|(producer, state)| (*id, *producer, state.clone()))
+            });
         Ok(Recovery {
             producers: producers.collect(),
             tail: self.pending.iter().cloned().collect(),

@@ -145,7 +145,7 @@ pub(super) fn addresses_or_own(given: Vec<Address>, config: &Config) -> Vec<Addr
     }
 }
 
-fn is_loopback(address: &Address) -> bool {
+pub(super) fn is_loopback(address: &Address) -> bool {
     let ip = address.host().parse::<std::net::IpAddr>();
     address.host() == "localhost" || ip.is_ok_and(|ip| ip.is_loopback())
 }

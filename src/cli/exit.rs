@@ -112,6 +112,7 @@ impl From<AuthorityError> for Failure {
             }
             AuthorityError::File(error) => error.into(),
             AuthorityError::BadHost { .. } => Self::usage(error),
+            AuthorityError::Request { .. } => Self::runtime(error),
             AuthorityError::NoCertificate { .. }
             | AuthorityError::NoKey { .. }
             | AuthorityError::KeyMismatch { .. }

@@ -137,12 +137,12 @@ impl Made {
 
 /// The files made so far: all stay, or none.
 #[derive(Default)]
-struct Files {
+pub(super) struct Files {
     made: Vec<PathBuf>,
 }
 
 impl Files {
-    fn write(
+    pub(super) fn write(
         &mut self,
         path: PathBuf,
         text: &str,
@@ -154,7 +154,7 @@ impl Files {
         Ok(())
     }
 
-    fn keep(&mut self) -> Vec<PathBuf> {
+    pub(super) fn keep(&mut self) -> Vec<PathBuf> {
         std::mem::take(&mut self.made)
     }
 }
@@ -186,14 +186,14 @@ fn refuse_to_overwrite(pki: &Path, admin_profile: &Path) -> Result<(), Failure> 
 }
 
 /// Root makes files for the service: its user owns the data directory, which the package has made.
-fn service_user(data_dir: &Path) -> Result<Option<Owner>, FileError> {
+pub(super) fn service_user(data_dir: &Path) -> Result<Option<Owner>, FileError> {
     if !is_root() || !secret_file::exists(data_dir) {
         return Ok(None);
     }
     Owner::of(data_dir).map(Some)
 }
 
-fn make_directory(path: &Path, mode: u32, owner: Option<Owner>) -> Result<(), Failure> {
+pub(super) fn make_directory(path: &Path, mode: u32, owner: Option<Owner>) -> Result<(), Failure> {
     if path.as_os_str().is_empty() || path.is_dir() {
         return Ok(());
     }
@@ -213,7 +213,7 @@ fn make_directory(path: &Path, mode: u32, owner: Option<Owner>) -> Result<(), Fa
     })
 }
 
-fn parent_of(path: &Path) -> &Path {
+pub(super) fn parent_of(path: &Path) -> &Path {
     path.parent().unwrap_or(Path::new(""))
 }
 
@@ -232,7 +232,7 @@ fn admin_name() -> ClientName {
     }
 }
 
-fn next_command(config: &ConfigFile) -> String {
+pub(super) fn next_command(config: &ConfigFile) -> String {
     match &config.path {
         Some(path) => format!("dunlin serve --config {}", path.display()),
         None => "dunlin serve".into(),

@@ -158,7 +158,7 @@ pub(super) async fn node_status(link: &Link) -> Result<NodeStatus, RequestError>
     }
 }
 
-fn out_of_place(answer: &Answer) -> RequestError {
+pub(super) fn out_of_place(answer: &Answer) -> RequestError {
     let what = match answer {
         Answer::Done => "Done",
         Answer::Topic(_) => "Topic",
@@ -166,6 +166,8 @@ fn out_of_place(answer: &Answer) -> RequestError {
         Answer::Offset(_) => "Offset",
         Answer::Node(_) => "Node",
         Answer::Fault(_) => "Fault",
+        Answer::Invited(_) => "Invited",
+        Answer::Cluster(_) => "Cluster",
     };
     RequestError::Protocol(format!("answer {what} does not fit the request"))
 }

@@ -5,9 +5,10 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use super::{command::BootClaim, reject::MetaReject};
+pub use crate::types::NodeRole;
 use crate::{
     limits::{NODE_ADDRESS_LEN_MAX, NODE_ADDRESSES_MAX, SOFTWARE_LEN_MAX},
-    types::{Incarnation, NodeName, Timestamp},
+    types::{Incarnation, NodeId, NodeName, Timestamp},
 };
 
 /// A node.
@@ -37,16 +38,6 @@ impl NodeRecord {
     pub fn has_booted(&self) -> bool {
         self.incarnation > Incarnation(0)
     }
-}
-
-/// What a node is for.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub enum NodeRole {
-    /// Holds shards, and votes.
-    #[default]
-    Data,
-    /// Votes only.
-    Witness,
 }
 
 /// How others reach a node, and what they can say to it.
@@ -110,6 +101,9 @@ pub struct InviteRecord {
     pub role: NodeRole,
     /// When the invite ends.
     pub expires: Timestamp,
+    /// Who came with it. It stays until it ends, so that a joiner that heard no answer can ask again.
+    #[serde(default)]
+    pub used_by: Option<NodeId>,
 }
 
 /// A node that has left for ever.

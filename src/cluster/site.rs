@@ -115,7 +115,7 @@ impl SiteState {
                 self.set_node(node, weight, draining)
             }
             MetaCommand::Invite { id, secret_hash, role, expires, now } => {
-                self.invite(id, InviteRecord { secret_hash, role, expires }, now)
+                self.invite(id, InviteRecord { secret_hash, role, expires, used_by: None }, now)
             }
         }
     }

@@ -27,6 +27,7 @@ data_dir = "/srv/dunlin"
 pki_dir = "/etc/dunlin/pki"
 [listen]
 address = "10.0.0.7:17440"
+advertise = ["edge-1.plant.example", "10.0.0.7:17440"]
 http = "off"
 allow_anonymous = true
 [storage]
@@ -52,6 +53,7 @@ format = "json"
     assert_eq!(config.node.name.as_ref().map(|name| name.as_str()), Some("edge-1"));
     assert_eq!(config.pki_dir(), Path::new("/etc/dunlin/pki"));
     assert_eq!(config.listen.http, None);
+    assert_eq!(config.listen.advertise[0].to_string(), "edge-1.plant.example:7440");
     assert_eq!(config.storage.ballast, MIB);
     let settings = config.topic_defaults.settings();
     assert_eq!((settings.partitions, settings.retention.age_ms), (12, None));

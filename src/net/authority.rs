@@ -8,8 +8,9 @@ use std::{
 };
 
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
-    Issuer, KeyPair, KeyUsagePurpose, PublicKeyData as _, SanType, SerialNumber,
+    BasicConstraints, Certificate, CertificateParams, CertificateSigningRequestParams,
+    DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
+    PKCS_ECDSA_P256_SHA256, PublicKeyData, SanType, SerialNumber,
 };
 use rustls::pki_types::{CertificateDer, pem::PemObject as _};
 use time::OffsetDateTime;
@@ -129,8 +130,35 @@ impl SiteAuthority {
             });
         }
         names.dedup();
-        let usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
-        self.issue(Who::Node(name.clone()), names, usages, validity)
+        self.issue(Who::Node(name.clone()), names, node_usages(), validity)
+    }
+
+    /// Signs the key in a node's signing request (PKCS #10, DER). Name and uses are given here: whatever else the
+    /// request asks for is not looked at.
+    ///
+    /// # Errors
+    /// [`AuthorityError::Request`] if it is none, is not signed by its key, or the key is of another kind than ours.
+    pub fn sign_node_request(
+        &self,
+        request: &[u8],
+        name: &NodeName,
+        validity: Validity,
+    ) -> Result<String, AuthorityError> {
+        let request = CertificateSigningRequestParams::from_der(&request.into())
+            .map_err(|error| AuthorityError::Request { why: error.to_string() })?;
+        let key = &request.public_key;
+        // rcgen names the curve after the signature: the length tells whether it is so.
+        let is_ours = *key.algorithm() == PKCS_ECDSA_P256_SHA256
+            && key.der_bytes().len() == P256_POINT_LEN
+            && key.der_bytes().first() == Some(&UNCOMPRESSED);
+        if !is_ours {
+            return Err(AuthorityError::Request {
+                why: "its key is not one of ECDSA P-256".into(),
+            });
+        }
+        let names = vec![SanType::DnsName(NODE_SERVER_NAME.try_into()?)];
+        let who = Who::Node(name.clone());
+        Ok(self.sign(who, names, node_usages(), validity, key)?.pem())
     }
 
     /// Issues the certificate of a client, good for nothing but being one.
@@ -167,10 +195,23 @@ impl SiteAuthority {
     fn issue(
         &self,
         who: Who,
-        mut names: Vec<SanType>,
+        names: Vec<SanType>,
         usages: Vec<ExtendedKeyUsagePurpose>,
         validity: Validity,
     ) -> Result<IssuedCertificate, AuthorityError> {
+        let key = KeyPair::generate()?;
+        let certificate = self.sign(who, names, usages, validity, &key)?;
+        Ok(IssuedCertificate { certificate_pem: certificate.pem(), key_pem: key.serialize_pem() })
+    }
+
+    fn sign(
+        &self,
+        who: Who,
+        mut names: Vec<SanType>,
+        usages: Vec<ExtendedKeyUsagePurpose>,
+        validity: Validity,
+        key: &impl PublicKeyData,
+    ) -> Result<Certificate, AuthorityError> {
         if self.not_after <= OffsetDateTime::from(validity.now) {
             return Err(AuthorityError::Expired { site: self.site.clone() });
         }
@@ -185,9 +226,7 @@ impl SiteAuthority {
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = usages;
         params.use_authority_key_identifier_extension = true;
-        let key = KeyPair::generate()?;
-        let certificate = params.signed_by(&key, &self.issuer)?;
-        Ok(IssuedCertificate { certificate_pem: certificate.pem(), key_pem: key.serialize_pem() })
+        Ok(params.signed_by(key, &self.issuer)?)
     }
 }
 
@@ -235,6 +274,46 @@ impl fmt::Debug for IssuedCertificate {
     }
 }
 
+/// A new key, and the request that the site's authority may sign it.
+pub struct NodeRequest {
+    /// The private key: for a 0600 file and nowhere else.
+    pub key_pem: String,
+    /// The signing request (PKCS #10, DER).
+    pub csr: Vec<u8>,
+}
+
+impl NodeRequest {
+    /// Makes a key.
+    ///
+    /// # Errors
+    /// If the machine gives no randomness.
+    pub fn new() -> Result<Self, AuthorityError> {
+        Self::of(KeyPair::generate()?)
+    }
+
+    /// Makes the request anew for a key that was kept.
+    ///
+    /// # Errors
+    /// [`AuthorityError::Crypto`] if it is no key.
+    pub fn of_key(key_pem: &str) -> Result<Self, AuthorityError> {
+        Self::of(KeyPair::from_pem(key_pem)?)
+    }
+
+    fn of(key: KeyPair) -> Result<Self, AuthorityError> {
+        // Nothing is asked for: the authority knows the name from the invite's holder.
+        let mut params = CertificateParams::default();
+        params.distinguished_name = DistinguishedName::new();
+        let csr = params.serialize_request(&key)?;
+        Ok(Self { key_pem: key.serialize_pem(), csr: csr.der().to_vec() })
+    }
+}
+
+impl fmt::Debug for NodeRequest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("NodeRequest").finish_non_exhaustive()
+    }
+}
+
 /// SHA-256 of a certificate, for people and tokens to compare.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Fingerprint([u8; 32]);
@@ -246,6 +325,24 @@ impl Fingerprint {
         let mut bytes = [0; 32];
         bytes.copy_from_slice(ring::digest::digest(&ring::digest::SHA256, certificate).as_ref());
         Self(bytes)
+    }
+
+    /// The fingerprint of the first certificate in a PEM file, if there is one.
+    #[must_use]
+    pub fn of_pem(pem: &str) -> Option<Self> {
+        CertificateDer::from_pem_slice(pem.as_bytes()).ok().map(|der| Self::of(&der))
+    }
+
+    /// A fingerprint that was written down.
+    #[must_use]
+    pub fn from_bytes(bytes: [u8; 32]) -> Self {
+        Self(bytes)
+    }
+
+    /// Its bytes.
+    #[must_use]
+    pub fn as_bytes(&self) -> &[u8; 32] {
+        &self.0
     }
 }
 
@@ -265,6 +362,10 @@ fn params(common_name: &str, now: SystemTime, not_after: OffsetDateTime) -> Cert
     let serial = rand::random::<u128>() >> 1;
     params.serial_number = Some(SerialNumber::from_slice(&serial.to_be_bytes()));
     params
+}
+
+fn node_usages() -> Vec<ExtendedKeyUsagePurpose> {
+    vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth]
 }
 
 fn uri(text: &str) -> Result<SanType, AuthorityError> {
@@ -312,11 +413,20 @@ pub enum AuthorityError {
         /// What was given.
         host: String,
     },
+    /// The signing request cannot be used.
+    #[error("the signing request is refused: {why}")]
+    Request {
+        /// What is wrong with it.
+        why: String,
+    },
     /// The machine gives no randomness, or cannot sign.
     #[error("cannot make a certificate: {0}")]
     Crypto(#[from] rcgen::Error),
 }
 
+/// An uncompressed point of P-256: a byte that says so, and two numbers of 32 bytes.
+const P256_POINT_LEN: usize = 65;
+const UNCOMPRESSED: u8 = 4;
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 /// Longer than the machines of an edge site usually live. An authority that ends takes its whole site with it.
 const CA_LIFETIME: Duration = Duration::from_secs(10 * 365 * DAY.as_secs());
@@ -396,6 +506,59 @@ mod tests {
         let der = CertificateDer::from_pem_slice(issued.certificate_pem.as_bytes()).expect("PEM");
         let (_, parsed) = X509Certificate::from_der(&der).expect("X.509");
         assert!(parsed.validity().not_after.timestamp() <= authority.not_after.unix_timestamp());
+    }
+
+    fn signed(request: &[u8]) -> Result<String, AuthorityError> {
+        let validity = Validity::as_long_as_the_authority(SystemTime::now());
+        authority().sign_node_request(request, &"n-2".parse().expect("name"), validity)
+    }
+
+    #[test]
+    fn a_signed_request_is_the_node_that_was_allowed_with_the_key_that_asked() {
+        let request = NodeRequest::new().expect("a key");
+        let again = NodeRequest::of_key(&request.key_pem).expect("the same key");
+        assert_eq!(request.key_pem, again.key_pem);
+        let pem = signed(&request.csr).expect("signed");
+        assert_eq!(identity_of(&pem).to_uri(), "dunlin://plant/node/n-2");
+        let der = CertificateDer::from_pem_slice(pem.as_bytes()).expect("PEM");
+        let (_, parsed) = X509Certificate::from_der(&der).expect("X.509");
+        let key = KeyPair::from_pem(&request.key_pem).expect("a key");
+        assert_eq!(parsed.public_key().raw, key.subject_public_key_info());
+    }
+
+    #[test]
+    fn what_a_request_asks_for_is_not_looked_at() {
+        let key = KeyPair::generate().expect("a key");
+        let mut greedy = params("root", SystemTime::now(), OffsetDateTime::from(SystemTime::now()));
+        greedy.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        greedy.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+        greedy.subject_alt_names = vec![uri("dunlin://plant/node/other").expect("a URI")];
+        greedy.serial_number = None;
+        let pem = signed(greedy.serialize_request(&key).expect("made").der()).expect("signed");
+        assert_eq!(identity_of(&pem).to_uri(), "dunlin://plant/node/n-2");
+        let der = CertificateDer::from_pem_slice(pem.as_bytes()).expect("PEM");
+        let (_, parsed) = X509Certificate::from_der(&der).expect("X.509");
+        assert!(!parsed.is_ca(), "a node signs nobody");
+    }
+
+    #[test]
+    fn requests_of_other_keys_and_no_requests_are_refused() {
+        for algorithm in [&rcgen::PKCS_ECDSA_P384_SHA384, &rcgen::PKCS_ED25519] {
+            let key = KeyPair::generate_for(algorithm).expect("a key");
+            let request = CertificateParams::default().serialize_request(&key).expect("made");
+            let error = signed(request.der()).expect_err("refused");
+            assert!(error.to_string().contains("P-256"), "{error}");
+        }
+        let request = NodeRequest::new().expect("a key").csr;
+        assert!(matches!(signed(&request[..40]), Err(AuthorityError::Request { .. })));
+        for at in [request.len() - 1, request.len() / 2] {
+            let mut changed = request.clone();
+            changed[at] ^= 1;
+            assert!(matches!(signed(&changed), Err(AuthorityError::Request { .. })), "{at}");
+        }
+        for len in 0..40 {
+            assert!(signed(&vec![0x30; len]).is_err());
+        }
     }
 
     #[test]

@@ -13,7 +13,11 @@ use rustls::{
     client::{WebPkiServerVerifier, danger::ServerCertVerifier as _},
     crypto::CryptoProvider,
     pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime, pem::PemObject as _},
-    server::{VerifierBuilderError, WebPkiClientVerifier, danger::ClientCertVerifier},
+    server::{
+        ClientHello, ResolvesServerCert, VerifierBuilderError, WebPkiClientVerifier,
+        danger::ClientCertVerifier,
+    },
+    sign::CertifiedKey,
 };
 use tracing::warn;
 
@@ -28,6 +32,8 @@ use super::{
 pub const ALPN_CLIENT: &[u8] = b"dunlin/1";
 /// ALPN of nodes among themselves.
 pub const ALPN_PEER: &[u8] = b"dunlin-peer/1";
+/// ALPN of machines that want to become nodes: they have no certificate yet.
+pub const ALPN_JOIN: &[u8] = b"dunlin-join/1";
 
 /// File of a node's certificate in the PKI directory.
 pub const NODE_CERTIFICATE_FILE: &str = "node.pem";
@@ -76,14 +82,19 @@ impl Credentials {
         Ok(ResetSecret::derive(own.key_pem.as_bytes()))
     }
 
+    fn authorities(&self) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+        let certificates = CertificateDer::pem_slice_iter(self.ca_pem.as_bytes());
+        let certificates: Result<Vec<_>, _> = certificates.collect();
+        match certificates {
+            Ok(certificates) if !certificates.is_empty() => Ok(certificates),
+            Ok(_) | Err(_) => Err(TlsError::BadPem { what: CA }),
+        }
+    }
+
     fn trust(&self) -> Result<Arc<RootCertStore>, TlsError> {
         let mut roots = RootCertStore::empty();
-        for certificate in CertificateDer::pem_slice_iter(self.ca_pem.as_bytes()) {
-            let certificate = certificate.map_err(|_| TlsError::BadPem { what: CA })?;
+        for certificate in self.authorities()? {
             roots.add(certificate).map_err(|_| TlsError::BadPem { what: CA })?;
-        }
-        if roots.is_empty() {
-            return Err(TlsError::BadPem { what: CA });
         }
         Ok(Arc::new(roots))
     }
@@ -139,14 +150,43 @@ pub fn server_config(
         ClientAuth::Required => builder.build()?,
         ClientAuth::Optional => builder.allow_unauthenticated().build()?,
     };
+    let chains = Chains::new(chain, credentials.authorities()?, key)?;
     let mut config = ServerConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .with_client_cert_verifier(verifier)
-        .with_single_cert(chain, key)?;
+        .with_cert_resolver(Arc::new(chains));
     config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
     // A resumed session would skip the check of the client's certificate, which may have ended since.
     config.send_tls13_tickets = 0;
     Ok(config)
+}
+
+/// What a node shows of itself: its own certificate, and to a joiner, which has no other way to know it, the
+/// authority's too.
+#[derive(Debug)]
+struct Chains {
+    own: Arc<CertifiedKey>,
+    with_authority: Arc<CertifiedKey>,
+}
+
+impl Chains {
+    fn new(
+        chain: Vec<CertificateDer<'static>>,
+        authorities: Vec<CertificateDer<'static>>,
+        key: PrivateKeyDer<'static>,
+    ) -> Result<Self, TlsError> {
+        let own = CertifiedKey::from_der(chain, key, &provider())?;
+        let whole = own.cert.iter().cloned().chain(authorities).collect();
+        let with_authority = CertifiedKey::new(whole, Arc::clone(&own.key)).into();
+        Ok(Self { own: own.into(), with_authority })
+    }
+}
+
+impl ResolvesServerCert for Chains {
+    fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        let joins = hello.alpn().is_some_and(|mut names| names.any(|name| name == ALPN_JOIN));
+        Some(Arc::clone(if joins { &self.with_authority } else { &self.own }))
+    }
 }
 
 /// TLS of a side that dials.
@@ -247,7 +287,7 @@ fn check_own(
     }
 }
 
-fn provider() -> Arc<CryptoProvider> {
+pub(super) fn provider() -> Arc<CryptoProvider> {
     Arc::new(rustls::crypto::ring::default_provider())
 }
 

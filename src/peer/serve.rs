@@ -1,6 +1,6 @@
 //! The incoming side: what other nodes have dialled.
 
-use std::{fmt, sync::Arc};
+use std::{fmt, net::SocketAddr, sync::Arc};
 
 use bytes::{Bytes, BytesMut};
 use futures_core::future::BoxFuture;
@@ -34,6 +34,11 @@ use crate::{
 pub trait PeerSink: Send + Sync + 'static {
     /// Whether the site has a node of this number and name.
     fn knows(&self, node: NodeId, name: &NodeName) -> bool;
+
+    /// A node that is known has come, from this address.
+    fn came(&self, node: NodeId, from: SocketAddr) {
+        let _ = (node, from);
+    }
 
     /// Takes a message of a replica. While it waits, nothing more of that shard is read from that node; others go on.
     fn envelope(&self, from: NodeId, envelope: Envelope<Entry>) -> BoxFuture<'_, ()>;
@@ -94,6 +99,7 @@ async fn admit_and_run(connection: &Connection, me: &Me, sink: &Arc<dyn PeerSink
         Err(ended) => return ended,
     };
     let (node, name) = (hello.node, &hello.name);
+    sink.came(node, connection.remote_address());
     tracing::debug!(%node, %name, kind = ?hello.kind, software = hello.software, "peer connected");
     let peer = Peer { connection, node, sink };
     match hello.kind {

@@ -46,6 +46,9 @@ pub(super) struct Shared {
     pub(super) node: NodeName,
     pub(super) addresses: Vec<String>,
     pub(super) data_dir: PathBuf,
+    pub(super) pki_dir: PathBuf,
+    /// Machines that may be joining at once.
+    pub(super) joins: Semaphore,
     pub(super) topic_defaults: TopicSettings,
     pub(super) allow_anonymous: bool,
     pub(super) streams_max: u32,
@@ -83,6 +86,7 @@ pub(super) async fn serve(shared: Arc<Shared>, connection: Connection) {
     let client = match Client::admit(Arc::clone(&shared), connection.clone()) {
         Ok(client) => client,
         Err(reason) => {
+            shared.engine.metrics.refused("certificate");
             tracing::warn!(%address, reason, "connection refused");
             close(&connection, CloseCode::Forbidden, &reason);
             shared.engine.metrics.connected(-1);
@@ -101,8 +105,8 @@ impl Client {
                 return Err(format!("certificate is of site '{}'", identity.site));
             }
             Some(identity) => identity.to_uri(),
-            None if shared.allow_anonymous => "anonymous".to_owned(),
-            None => return Err("no client certificate".to_owned()),
+            None if shared.allow_anonymous => ANONYMOUS.to_owned(),
+            None => return Err("the node lets nobody in without a certificate".to_owned()),
         };
         let inflight = shared.inflight_bytes_max as usize;
         Ok(Arc::new(Self {
@@ -203,7 +207,7 @@ impl Client {
             site: shared.site.to_string(),
             node: shared.node.to_string(),
             node_id: shared.engine.me.node,
-            you: (self.name != "anonymous").then(|| self.name.clone()),
+            you: (self.name != ANONYMOUS).then(|| self.name.clone()),
             features: vec![],
             limits: WireLimits {
                 batch_len_max: u32::try_from(BATCH_LEN_MAX).unwrap_or(u32::MAX),
@@ -283,7 +287,7 @@ impl Client {
             return Err(streams::stopping().into());
         };
         let answer = match cbor::get(&first.body) {
-            Ok(request) => request::answer(&self.shared, request).await,
+            Ok(request) => request::answer(&self.shared, &self.name, request).await,
             Err(error) => Answer::Fault(streams::malformed(&error)),
         };
         streams::send(output, FrameType::Answer, &answer).await?;
@@ -291,6 +295,8 @@ impl Client {
     }
 }
 
+/// The name of who has no certificate. No identity is like it: they are URIs.
+pub(super) const ANONYMOUS: &str = "anonymous";
 /// How long a stopping node waits for a client to have read its goodbye.
 const GOODBYE_MAX: Duration = Duration::from_secs(1);
 

@@ -12,13 +12,14 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use super::{
     clock::Clock,
     connection::{self, Shared, close},
+    join,
     metrics::Metrics,
 };
 use crate::{
     limits::{HELLO_TIMEOUT, PEER_HANDSHAKES_SPARE},
     net::{
         Handshakes,
-        tls::{self, ALPN_PEER},
+        tls::{self, ALPN_JOIN, ALPN_PEER},
     },
     peer::PeerDoor,
     wire::CloseCode,
@@ -92,7 +93,8 @@ async fn serve(doors: Arc<Doors>, incoming: Incoming) {
             return;
         }
     };
-    if tls::alpn_of(&connection).as_deref() == Some(ALPN_PEER) {
+    let alpn = tls::alpn_of(&connection);
+    if alpn.as_deref() == Some(ALPN_PEER) {
         return doors.peers.take(connection);
     }
     if doors.connections.len() > doors.connections_max {
@@ -100,6 +102,7 @@ async fn serve(doors: Arc<Doors>, incoming: Incoming) {
         return close(&connection, CloseCode::Busy, &CloseCode::Busy.to_string());
     }
     match ready(&doors, &connection).await {
+        Some(shared) if alpn.as_deref() == Some(ALPN_JOIN) => join::serve(shared, connection).await,
         Some(shared) => connection::serve(shared, connection).await,
         None => close(&connection, CloseCode::Busy, "the node is starting"),
     }

@@ -1,97 +1,124 @@
-//! What `dunlin join` leaves for the first start: who this node is in the site that it has joined.
+//! What `dunlin join` leaves for the first start: which node of which site this machine is.
 
-use std::{
-    fs, io,
-    path::{Path, PathBuf},
-};
+use std::{io, path::Path};
 
 use serde::{Deserialize, Serialize};
 
-use crate::types::{NodeId, SiteName};
+use crate::{
+    net::secret_file::{self, Access, FileError, Owner},
+    types::{NodeId, NodeRole, SiteName},
+    wire::NodeInfo,
+};
 
-/// This node's place in its site. A file in the data directory; the node that founds a site has none.
+/// The file in the data directory.
+pub const JOINED_FILE: &str = "joined";
+
+/// What a machine has become by joining. The founder of a site has no such file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Joined {
     /// The site.
     pub site: SiteName,
-    /// The node's number there.
+    /// The node's number, for ever.
     pub node: NodeId,
-    /// The identity that its disk has, or gets.
+    /// The number that its disk must bear: the site knows no other.
     #[serde(with = "hex")]
     pub disk_id: u128,
-    /// Number of shards of the site.
+    /// How many shards the site has, for ever.
     pub shards: u16,
+    /// What the node is for.
+    pub role: NodeRole,
+    /// The other nodes when it joined: the first start has nobody else to ask.
+    #[serde(default)]
+    pub nodes: Vec<NodeInfo>,
 }
-
-/// The file cannot be used.
-#[derive(Debug, thiserror::Error)]
-#[error("cannot use {path}: {reason}; it is written by dunlin join, and says who this node is")]
-pub struct BadJoined {
-    /// Which file.
-    pub path: PathBuf,
-    /// Why.
-    pub reason: String,
-}
-
-/// Name of the file in the data directory.
-pub const JOINED_FILE: &str = "joined.toml";
 
 impl Joined {
-    /// Reads the file in `data_dir`; none when there is none.
+    /// Reads it from a data directory; none if the machine has not joined a site.
     ///
     /// # Errors
-    /// [`BadJoined`]. A file that cannot be read is never taken for none: the node would found a site of its own.
-    pub fn load(data_dir: &Path) -> Result<Option<Self>, BadJoined> {
+    /// If the file is there and cannot be used: it is never taken for a missing one.
+    pub fn load(data_dir: &Path) -> Result<Option<Self>, FileError> {
         let path = data_dir.join(JOINED_FILE);
-        let bad = |reason: String| BadJoined { path: path.clone(), reason };
-        match fs::read_to_string(&path) {
-            Ok(text) => toml::from_str(&text).map(Some).map_err(|error| bad(error.to_string())),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(bad(error.to_string())),
-        }
+        let text = match secret_file::read_public(&path) {
+            Ok(text) => text,
+            Err(error) if error.is_not_found() => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        toml::from_str(&text).map(Some).map_err(|error| FileError::Io {
+            verb: "understand",
+            path,
+            source: io::Error::new(io::ErrorKind::InvalidData, error.message().to_owned()),
+        })
     }
 
-    /// The text of the file.
-    #[must_use]
-    pub fn to_toml(&self) -> String {
-        format!(
-            "# Written by dunlin join: who this node is in its site. Not to be edited.\n\
-             site = \"{}\"\nnode = {}\ndisk_id = \"{:032x}\"\nshards = {}\n",
-            self.site, self.node, self.disk_id, self.shards
-        )
+    /// Writes it into a data directory, once.
+    ///
+    /// # Errors
+    /// If there is one already, or it cannot be written.
+    pub fn save(&self, data_dir: &Path, owner: Option<Owner>) -> Result<(), FileError> {
+        let body = match toml::to_string(self) {
+            Ok(body) => body,
+            Err(error) => unreachable!("plain keys with text and numbers: {error}"),
+        };
+        let text = format!("{HEADING}{body}");
+        // Whoever knows the number of the disk and the invite could be this node.
+        secret_file::write_new(&data_dir.join(JOINED_FILE), text.as_bytes(), Access::Private, owner)
     }
 }
 
-mod hex {
-    use serde::{Deserialize as _, Deserializer, Serializer, de::Error as _};
+const HEADING: &str =
+    "# Made by 'dunlin join'. It says which node this is: it belongs to this machine's data.\n";
 
-    pub(super) fn serialize<S: Serializer>(id: &u128, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(&format!("{id:032x}"))
+/// TOML has no numbers of 128 bits.
+pub(crate) mod hex {
+    use serde::{Deserialize, Deserializer, Serializer, de};
+
+    pub(crate) fn serialize<S: Serializer>(number: &u128, s: S) -> Result<S::Ok, S::Error> {
+        s.collect_str(&format_args!("{number:032x}"))
     }
 
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u128, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        u128::from_str_radix(&text, 16).map_err(D::Error::custom)
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<u128, D::Error> {
+        let text = String::deserialize(d)?;
+        u128::from_str_radix(&text, 16).map_err(de::Error::custom)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
-    #[test]
-    fn what_was_written_is_read() {
-        let dir = tempfile::tempdir().expect("temporary directory");
-        assert_eq!(Joined::load(dir.path()).expect("no file is no error"), None);
-        let site = "plant".parse().expect("allowed");
-        let joined = Joined { site, node: NodeId(7), disk_id: u128::MAX / 3, shards: 12 };
-        let path = dir.path().join(JOINED_FILE);
-        fs::write(&path, joined.to_toml()).expect("writable");
-        assert_eq!(Joined::load(dir.path()).expect("own work"), Some(joined));
-        for bad in ["", "site = 1", "nonsense"] {
-            fs::write(&path, bad).expect("writable");
-            assert!(Joined::load(dir.path()).is_err(), "{bad:?}");
+    fn joined() -> Joined {
+        Joined {
+            site: "plant".parse().expect("name"),
+            node: NodeId(7),
+            disk_id: u128::MAX - 5,
+            shards: 12,
+            role: NodeRole::Witness,
+            nodes: vec![NodeInfo {
+                id: NodeId(1),
+                name: "edge-1".into(),
+                addresses: vec!["10.0.0.7:7440".into()],
+            }],
         }
+    }
+
+    #[test]
+    fn what_was_joined_reads_back_and_is_written_once() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        assert_eq!(Joined::load(dir.path()).expect("readable"), None);
+        joined().save(dir.path(), None).expect("written");
+        assert_eq!(Joined::load(dir.path()).expect("readable"), Some(joined()));
+        let again = joined().save(dir.path(), None);
+        assert!(matches!(again, Err(FileError::Exists { .. })));
+    }
+
+    #[test]
+    fn a_bad_file_is_no_missing_one() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        fs::write(dir.path().join(JOINED_FILE), "site = 'plant'\n").expect("written");
+        let error = Joined::load(dir.path()).expect_err("refused").to_string();
+        assert!(error.contains("joined") && error.contains("missing field"), "{error}");
     }
 }

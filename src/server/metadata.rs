@@ -193,6 +193,14 @@ fn set_dropped(topic: &Topic) {
     topic.partitions.iter().for_each(|partition| partition.set_dropped());
 }
 
+/// Stops the node when its metadata cannot be written any more.
+pub(super) async fn watch_failure(engine: Arc<Engine>) {
+    let mut failure = engine.group.failure();
+    if let Ok(failed) = failure.wait_for(Option::is_some).await {
+        engine.fail(failed.as_deref().unwrap_or_default());
+    }
+}
+
 /// Follows the metadata. Runs until the node stops.
 pub(super) async fn run(engine: Arc<Engine>) {
     let mut applied = engine.group.applied();

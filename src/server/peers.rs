@@ -1,12 +1,14 @@
 //! What comes from other nodes, and where links read what they send.
 
 use std::{
-    sync::{Arc, OnceLock, Weak},
+    collections::BTreeMap,
+    net::SocketAddr,
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak},
     time::Duration,
 };
 
 use bytes::Bytes;
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 
 use super::{
     engine::Engine,
@@ -29,14 +31,33 @@ pub(super) struct Peers {
     pub(super) group: OnceLock<Weak<MetaGroup>>,
     pub(super) engine: OnceLock<Weak<Engine>>,
     heartbeats: mpsc::Sender<Heartbeat>,
+    /// Where each node has come from last.
+    seen: Mutex<BTreeMap<NodeId, SocketAddr>>,
+    /// A node has come from somewhere else.
+    pub(super) came: Notify,
 }
 
 impl Peers {
     /// The parts, and where heartbeats come out.
     pub(super) fn new() -> (Arc<Self>, mpsc::Receiver<Heartbeat>) {
         let (heartbeats, heard) = mpsc::channel(HEARTBEATS_WAITING_MAX);
-        let peers = Self { group: OnceLock::new(), engine: OnceLock::new(), heartbeats };
+        let peers = Self {
+            group: OnceLock::new(),
+            engine: OnceLock::new(),
+            heartbeats,
+            seen: Mutex::default(),
+            came: Notify::new(),
+        };
         (Arc::new(peers), heard)
+    }
+
+    /// Where nodes have come from: they dial from the socket on which they listen.
+    pub(super) fn seen_at(&self) -> Vec<(NodeId, String)> {
+        self.seen().iter().map(|(node, address)| (*node, address.to_string())).collect()
+    }
+
+    fn seen(&self) -> MutexGuard<'_, BTreeMap<NodeId, SocketAddr>> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn group(&self) -> Option<Arc<MetaGroup>> {
@@ -49,6 +70,13 @@ impl Peers {
 }
 
 impl PeerSink for Peers {
+    fn came(&self, node: NodeId, from: SocketAddr) {
+        // Bounded by the nodes that the site knows.
+        if self.seen().insert(node, from) != Some(from) {
+            self.came.notify_one();
+        }
+    }
+
     fn knows(&self, node: NodeId, name: &NodeName) -> bool {
         let Some(group) = self.group() else { return false };
         group.read(|site| match site.nodes.get(&node) {

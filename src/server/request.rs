@@ -3,8 +3,9 @@
 use std::sync::Arc;
 
 use super::{
-    connection::Shared,
+    connection::{ANONYMOUS, Shared},
     engine::Engine,
+    site_admin,
     streams::{self, group_fault},
     subscribe::find_offset,
     topics::Topic,
@@ -16,15 +17,15 @@ use crate::{
 };
 
 /// Answers one request.
-pub(super) async fn answer(shared: &Arc<Shared>, request: Request) -> Answer {
+pub(super) async fn answer(shared: &Arc<Shared>, who: &str, request: Request) -> Answer {
     let answered = match request {
         Request::FindOffset { topic, partition: index, position } => {
             find(&shared.engine, &topic, index, position).await
         }
         // These may wait for the disk.
         request => {
-            let shared = Arc::clone(shared);
-            let work = move || decide(&shared, request);
+            let (shared, who) = (Arc::clone(shared), who.to_owned());
+            let work = move || decide(&shared, &who, request);
             tokio::task::spawn_blocking(work)
                 .await
                 .unwrap_or_else(|_| Err(Fault::new(Code::Internal, "the request did not end")))
@@ -33,7 +34,7 @@ pub(super) async fn answer(shared: &Arc<Shared>, request: Request) -> Answer {
     answered.unwrap_or_else(Answer::Fault)
 }
 
-fn decide(shared: &Shared, request: Request) -> Result<Answer, Fault> {
+fn decide(shared: &Shared, who: &str, request: Request) -> Result<Answer, Fault> {
     let engine = &shared.engine;
     match request {
         Request::CreateTopic { name, settings } => {
@@ -63,6 +64,29 @@ fn decide(shared: &Shared, request: Request) -> Result<Answer, Fault> {
         }
         Request::FindOffset { .. } => Err(Fault::new(Code::Internal, "answered elsewhere")),
         Request::NodeStatus => Ok(Answer::Node(node_status(shared))),
+        Request::ClusterStatus => Ok(Answer::Cluster(site_admin::status(shared))),
+        Request::Invite { .. } | Request::SetNode { .. } | Request::RemoveNode { .. } => {
+            change_nodes(shared, who, request)
+        }
+    }
+}
+
+/// Who may change the nodes may read and write all that they hold: that needs a name.
+fn change_nodes(shared: &Shared, who: &str, request: Request) -> Result<Answer, Fault> {
+    if who == ANONYMOUS {
+        let message = "the site's nodes are changed only by somebody with a certificate";
+        return Err(Fault::new(Code::Forbidden, message)
+            .with_hint("have a profile made on a node of the site: dunlin cert issue NAME"));
+    }
+    match request {
+        Request::Invite { role, lifetime_ms, addresses } => {
+            site_admin::invite(shared, who, role, lifetime_ms, &addresses)
+        }
+        Request::SetNode { node, weight, draining } => {
+            site_admin::set_node(shared, who, node, weight, draining)
+        }
+        Request::RemoveNode { node } => site_admin::remove_node(shared, who, node),
+        _ => Err(Fault::new(Code::Internal, "answered elsewhere")),
     }
 }
 

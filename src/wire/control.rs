@@ -3,9 +3,12 @@
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use super::fault::Fault;
+use super::{
+    cluster::{ClusterStatus, Invited},
+    fault::Fault,
+};
 use crate::types::{
-    Acks, NodeId, Offset, Position, ProducerId, Retention, Timestamp, TopicId, TopicName,
+    Acks, NodeId, NodeRole, Offset, Position, ProducerId, Retention, Timestamp, TopicId, TopicName,
     TopicSettings,
 };
 
@@ -136,6 +139,36 @@ pub enum Request {
     },
     /// What the node knows of itself.
     NodeStatus,
+    /// Make an invite, with which one machine may become a node.
+    Invite {
+        /// What the node will be for.
+        #[serde(default)]
+        role: NodeRole,
+        /// Milliseconds until it ends, else the default.
+        #[serde(default)]
+        lifetime_ms: Option<u64>,
+        /// Where the joiner shall look for the site, else where the node says that it is; `host:port` each.
+        #[serde(default)]
+        addresses: Vec<String>,
+    },
+    /// The site's nodes and shards.
+    ClusterStatus,
+    /// Change how much a node is given to do.
+    SetNode {
+        /// Its number.
+        node: NodeId,
+        /// Its share of the shards, beside those of the others.
+        #[serde(default)]
+        weight: Option<u32>,
+        /// Whether it gives away all that it has.
+        #[serde(default)]
+        draining: Option<bool>,
+    },
+    /// Take a node that holds nothing out of the site, for ever.
+    RemoveNode {
+        /// Its number.
+        node: NodeId,
+    },
 }
 
 /// What is asked of a new topic.
@@ -217,6 +250,10 @@ pub enum Answer {
     Node(NodeStatus),
     /// It did not work.
     Fault(Fault),
+    /// To `Invite`.
+    Invited(Invited),
+    /// To `ClusterStatus`.
+    Cluster(ClusterStatus),
 }
 
 /// A topic as a node sees it.

@@ -10,7 +10,7 @@ use super::{
     cbor,
     varint::{get_varint, put_varint},
 };
-use crate::limits::{CONTROL_FRAME_LEN_MAX, DATA_FRAME_LEN_MAX};
+use crate::limits::{CONTROL_FRAME_LEN_MAX, DATA_FRAME_LEN_MAX, JOIN_FRAME_LEN_MAX};
 
 /// What a frame is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -44,12 +44,16 @@ pub enum FrameType {
     Deliver = 0x32,
     /// Node to client: [`super::CaughtUp`].
     CaughtUp = 0x33,
+    /// Joiner to node, alone on its stream: [`super::JoinRequest`].
+    JoinRequest = 0x40,
+    /// Node to joiner, alone in answer: [`super::JoinAnswer`].
+    JoinAnswer = 0x41,
     /// Node to client, last on a stream that ends by an error: [`super::Fault`].
     Fault = 0x7f,
 }
 
 impl FrameType {
-    const ALL: [Self; 15] = [
+    const ALL: [Self; 17] = [
         Self::Hello,
         Self::Welcome,
         Self::GoAway,
@@ -64,6 +68,8 @@ impl FrameType {
         Self::SubscribeOk,
         Self::Deliver,
         Self::CaughtUp,
+        Self::JoinRequest,
+        Self::JoinAnswer,
         Self::Fault,
     ];
 
@@ -76,6 +82,8 @@ impl FrameType {
     pub fn body_len_max(self) -> usize {
         match self {
             Self::Publish | Self::Deliver => DATA_FRAME_LEN_MAX,
+            // From somebody who has not shown yet that he may ask.
+            Self::JoinRequest => JOIN_FRAME_LEN_MAX,
             _ => CONTROL_FRAME_LEN_MAX,
         }
     }

@@ -17,9 +17,9 @@ use crate::{
         authority::Validity,
         tls::{NODE_CERTIFICATE_FILE, NODE_KEY_FILE},
     },
-    server::{JOINED_FILE, Joined},
-    types::{ClientName, NodeName, Position, SiteName, TopicName},
-    wire::TopicRequest,
+    server::joined::Joined,
+    types::{ClientName, NodeId, NodeName, NodeRole, Position, SiteName, TopicName},
+    wire::{NodeInfo, TopicRequest},
 };
 
 struct Site {
@@ -80,8 +80,13 @@ impl Site {
             let disk_id = 1_000 + n as u128;
             let node = first.admit(name(n), disk_id).await;
             let site = self.authority.site().clone();
-            let joined = Joined { site, node, disk_id, shards: 3 };
-            std::fs::write(self.data_dir(n).join(JOINED_FILE), joined.to_toml()).expect("writable");
+            let nodes = vec![NodeInfo {
+                id: NodeId(1),
+                name: "n0".into(),
+                addresses: vec![self.addresses[0].clone()],
+            }];
+            let joined = Joined { site, node, disk_id, shards: 3, role: NodeRole::Data, nodes };
+            joined.save(&self.data_dir(n), None).expect("writable");
         }
         let started = self.start_node(n).await;
         self.addresses.push(started.address().to_string());

@@ -7,14 +7,17 @@ use dunlin::{
     peer::{Heartbeat, LinkKind, PeerHello, PeerWelcome, message},
     replication::{Append, Body, Envelope, LogEnd, ShardDigest},
     types::{
-        Acks, Boot, Epoch, Incarnation, Lsn, NodeId, Offset, PartitionId, Position, ProducerId,
-        Retention, Sequence, ShardId, Timestamp, TopicId, TopicSettings,
+        Acks, Boot, Epoch, Incarnation, InviteSecret, InviteToken, Lsn, NodeId, NodeRole, Offset,
+        PartitionId, Position, ProducerId, Retention, Sequence, ShardId, Timestamp, TopicId,
+        TopicSettings,
     },
     wire::{
-        Ack, Answer, Batch, BatchBuilder, CaughtUp, Change, Code, Compression, Deliver, Detail,
-        Fault, FrameDecoder, FrameType, GoAway, Hello, Nack, NodeInfo, PartitionStatus, Publish,
-        PublishOk, PublishOpen, Pushed, ReadStart, Record, Request, RetentionChange, SubscribeOk,
-        SubscribeOpen, TopicRequest, TopicStatus, Welcome, WireLimits, cbor,
+        Ack, Answer, Batch, BatchBuilder, CaughtUp, Change, ClusterNode, ClusterShard,
+        ClusterStatus, Code, Compression, Deliver, Detail, Fault, FrameDecoder, FrameType, GoAway,
+        Hello, Invited, JoinAnswer, JoinRequest, JoinWelcome, Lag, Liveness, Nack, NodeInfo,
+        Octets, PartitionStatus, Publish, PublishOk, PublishOpen, Pushed, ReadStart, Record,
+        Request, RetentionChange, SubscribeOk, SubscribeOpen, TopicRequest, TopicStatus, Welcome,
+        WireLimits, cbor,
         entry::{Entry, EntryKind, Place, trim_body},
         get_varint, put_control, put_varint, stamp,
     },
@@ -70,6 +73,8 @@ fn examples() -> Examples {
     varints(&mut all);
     connection(&mut all);
     requests(&mut all);
+    site(&mut all);
+    joining(&mut all);
     publishing(&mut all);
     reading(&mut all);
     between_nodes(&mut all);
@@ -139,6 +144,92 @@ fn requests(all: &mut Examples) {
         .with_hint("make it: dunlin topic create plant/line4");
     all.control("answer-fault", FrameType::Answer, &Answer::Fault(fault.clone()));
     all.control("fault", FrameType::Fault, &fault);
+}
+
+fn site(all: &mut Examples) {
+    let addresses = vec!["10.0.0.7:7440".to_owned()];
+    let invite = Request::Invite {
+        role: NodeRole::Data,
+        lifetime_ms: Some(3_600_000),
+        addresses: addresses.clone(),
+    };
+    all.control("invite", FrameType::Request, &invite);
+    let invited = Invited {
+        token: InviteToken::new("dunlin-invite-1.p2RzaXRl"),
+        id: 77,
+        role: NodeRole::Data,
+        expires: TIME,
+        addresses: addresses.clone(),
+    };
+    all.control("invited", FrameType::Answer, &Answer::Invited(invited));
+    all.control("cluster-status", FrameType::Request, &Request::ClusterStatus);
+    let node = ClusterNode {
+        id: NodeId(1),
+        name: "edge-1".into(),
+        role: NodeRole::Data,
+        addresses,
+        software: "dunlin/0.1.0".into(),
+        weight: 100,
+        draining: false,
+        started: true,
+        votes: true,
+        liveness: Some(Liveness { up: true, since_ms: 60_000, clients: Some(3) }),
+    };
+    let shard = ClusterShard {
+        shard: 0,
+        epoch: Epoch(4),
+        primary: Some(NodeId(1)),
+        set: vec![NodeId(1)],
+        pending: vec![NodeId(9)],
+        replicas: vec![NodeId(1), NodeId(9)],
+        copies_min: 1,
+        stalled: false,
+        behind: vec![Lag { node: NodeId(9), entries: Some(12), why: "catching up".into() }],
+    };
+    let status = ClusterStatus {
+        site: "plant".into(),
+        node: NodeId(1),
+        leader: Some(NodeId(1)),
+        nodes: vec![node],
+        shards: vec![shard],
+        invites: 0,
+    };
+    all.control("cluster", FrameType::Answer, &Answer::Cluster(status));
+    let set = Request::SetNode { node: NodeId(9), weight: None, draining: Some(true) };
+    all.control("set-node", FrameType::Request, &set);
+    all.control("remove-node", FrameType::Request, &Request::RemoveNode { node: NodeId(9) });
+}
+
+fn joining(all: &mut Examples) {
+    let request = JoinRequest {
+        version_min: 1,
+        version_max: 1,
+        invite: 77,
+        secret: InviteSecret::new(0x0123_4567_89ab_cdef_0123_4567_89ab_cdef),
+        name: name("edge-2"),
+        disk_id: 0x0011_2233_4455_6677_8899_aabb_ccdd_eeff,
+        csr: Octets(vec![0x30, 0x82]),
+        addresses: vec!["10.0.0.8:7440".into()],
+        software: "dunlin/0.1.0".into(),
+    };
+    all.control("join-request", FrameType::JoinRequest, &request);
+    let welcome = JoinWelcome {
+        node: NodeId(9),
+        site: name("plant"),
+        role: NodeRole::Data,
+        certificate_pem: "-----BEGIN CERTIFICATE-----".into(),
+        ca_pem: "-----BEGIN CERTIFICATE-----".into(),
+        shards: 12,
+        nodes: vec![NodeInfo {
+            id: NodeId(1),
+            name: "edge-1".into(),
+            addresses: vec!["10.0.0.7:7440".into()],
+        }],
+    };
+    all.control("join-welcome", FrameType::JoinAnswer, &JoinAnswer::Welcome(welcome));
+    let fault = Fault::new(Code::Forbidden, "the invite has expired")
+        .with_hint("make a new one on a node of the site: dunlin invite");
+    all.control("join-fault", FrameType::JoinAnswer, &JoinAnswer::Fault(fault));
 }
 
 /// A batch as a producer sends it.

@@ -6,14 +6,15 @@ use bytes::BytesMut;
 use ciborium::Value;
 use dunlin::{
     types::{
-        Acks, NodeId, Offset, Position, ProducerId, Retention, Sequence, Timestamp, TopicId,
-        TopicName, TopicSettings,
+        Acks, Epoch, InviteSecret, InviteToken, NodeId, NodeRole, Offset, Position, ProducerId,
+        Retention, Sequence, Timestamp, TopicId, TopicName, TopicSettings,
     },
     wire::{
-        Ack, Answer, CaughtUp, Change, Code, Deliver, Detail, Fault, FrameDecoder, FrameType,
-        GoAway, Hello, Nack, NodeInfo, NodeStatus, PartitionStatus, Publish, PublishOk,
-        PublishOpen, ReadStart, Request, RetentionChange, SubscribeOk, SubscribeOpen, TopicRequest,
-        TopicStatus, Welcome, WireLimits, cbor, put_control,
+        Ack, Answer, CaughtUp, Change, ClusterNode, ClusterShard, ClusterStatus, Code, Deliver,
+        Detail, Fault, FrameDecoder, FrameType, GoAway, Hello, Invited, JoinAnswer, JoinRequest,
+        JoinWelcome, Lag, Liveness, Nack, NodeInfo, NodeStatus, Octets, PartitionStatus, Publish,
+        PublishOk, PublishOpen, ReadStart, Request, RetentionChange, SubscribeOk, SubscribeOpen,
+        TopicRequest, TopicStatus, Welcome, WireLimits, cbor, put_control,
     },
 };
 use proptest::{collection::vec, option, prelude::*};
@@ -155,7 +156,107 @@ fn request() -> impl Strategy<Value = Request> {
             Request::FindOffset { topic, partition, position }
         }),
         Just(Request::NodeStatus),
+        (role(), option::of(any::<u64>()), vec(text(), 0..3)).prop_map(
+            |(role, lifetime_ms, addresses)| Request::Invite { role, lifetime_ms, addresses }
+        ),
+        Just(Request::ClusterStatus),
+        (any::<u64>(), option::of(any::<u32>()), option::of(any::<bool>())).prop_map(
+            |(node, weight, draining)| Request::SetNode { node: NodeId(node), weight, draining }
+        ),
+        any::<u64>().prop_map(|node| Request::RemoveNode { node: NodeId(node) }),
     ]
+}
+
+fn role() -> impl Strategy<Value = NodeRole> {
+    prop_oneof![Just(NodeRole::Data), Just(NodeRole::Witness)]
+}
+
+fn node_ids() -> impl Strategy<Value = Vec<NodeId>> {
+    vec(any::<u64>().prop_map(NodeId), 0..3)
+}
+
+fn invited() -> impl Strategy<Value = Invited> {
+    (text(), any::<u64>(), role(), time(), vec(text(), 0..3)).prop_map(
+        |(token, id, role, expires, addresses)| Invited {
+            token: InviteToken::new(token),
+            id,
+            role,
+            expires,
+            addresses,
+        },
+    )
+}
+
+fn cluster_node() -> impl Strategy<Value = ClusterNode> {
+    let liveness = (any::<bool>(), any::<u64>(), option::of(any::<u32>()))
+        .prop_map(|(up, since_ms, clients)| Liveness { up, since_ms, clients });
+    let flags = (any::<bool>(), any::<bool>(), any::<bool>());
+    (node(), role(), text(), any::<u32>(), flags, option::of(liveness)).prop_map(
+        |(node, role, software, weight, (draining, started, votes), liveness)| ClusterNode {
+            id: node.id,
+            name: node.name,
+            role,
+            addresses: node.addresses,
+            software,
+            weight,
+            draining,
+            started,
+            votes,
+            liveness,
+        },
+    )
+}
+
+fn cluster_shard() -> impl Strategy<Value = ClusterShard> {
+    let lag = (any::<u64>(), option::of(any::<u64>()), text())
+        .prop_map(|(node, entries, why)| Lag { node: NodeId(node), entries, why });
+    let numbers = (any::<u16>(), any::<u64>(), option::of(any::<u64>()), any::<u32>());
+    (numbers, node_ids(), node_ids(), node_ids(), any::<bool>(), vec(lag, 0..3)).prop_map(
+        |((shard, epoch, primary, copies_min), set, pending, replicas, stalled, behind)| {
+            let (epoch, primary) = (Epoch(epoch), primary.map(NodeId));
+            ClusterShard {
+                shard,
+                epoch,
+                primary,
+                set,
+                pending,
+                replicas,
+                copies_min,
+                stalled,
+                behind,
+            }
+        },
+    )
+}
+
+fn cluster() -> impl Strategy<Value = ClusterStatus> {
+    let nodes = vec(cluster_node(), 0..3);
+    let shards = vec(cluster_shard(), 0..3);
+    (text(), any::<u64>(), option::of(any::<u64>()), nodes, shards, any::<u32>()).prop_map(
+        |(site, node, leader, nodes, shards, invites)| ClusterStatus {
+            site,
+            node: NodeId(node),
+            leader: leader.map(NodeId),
+            nodes,
+            shards,
+            invites,
+        },
+    )
+}
+
+fn join_answer() -> impl Strategy<Value = JoinAnswer> {
+    let welcome = (any::<u64>(), any::<u16>(), role(), text(), text(), vec(node(), 0..3)).prop_map(
+        |(node, shards, role, certificate_pem, ca_pem, nodes)| JoinWelcome {
+            node: NodeId(node),
+            site: "plant".parse().expect("a good name"),
+            role,
+            certificate_pem,
+            ca_pem,
+            shards,
+            nodes,
+        },
+    );
+    prop_oneof![welcome.prop_map(JoinAnswer::Welcome), fault().prop_map(JoinAnswer::Fault)]
 }
 
 fn topic_status() -> impl Strategy<Value = TopicStatus> {
@@ -202,6 +303,8 @@ fn answer() -> impl Strategy<Value = Answer> {
         offset().prop_map(Answer::Offset),
         node_status().prop_map(Answer::Node),
         fault().prop_map(Answer::Fault),
+        invited().prop_map(Answer::Invited),
+        cluster().prop_map(Answer::Cluster),
     ]
 }
 
@@ -241,6 +344,34 @@ proptest! {
 
     #[test]
     fn answers(answer in answer()) {
+        check(&answer)?;
+    }
+
+    #[test]
+    fn join_requests(
+        (version_min, version_max, invite) in any::<(u16, u16, u64)>(),
+        secret in any::<u128>().prop_map(InviteSecret::new),
+        disk_id in prop_oneof![0..10u128, any::<u128>()],
+        csr in vec(any::<u8>(), 0..40).prop_map(Octets),
+        addresses in vec(text(), 0..3),
+        software in text(),
+    ) {
+        let name = "n-2".parse().expect("a good name");
+        check(&JoinRequest {
+            version_min,
+            version_max,
+            invite,
+            secret,
+            name,
+            disk_id,
+            csr,
+            addresses,
+            software,
+        })?;
+    }
+
+    #[test]
+    fn join_answers(answer in join_answer()) {
         check(&answer)?;
     }
 
@@ -350,6 +481,8 @@ fn harmless(bytes: &[u8]) {
     let _ = cbor::get::<SubscribeOk>(bytes);
     let _ = cbor::get::<CaughtUp>(bytes);
     let _ = cbor::get::<Fault>(bytes);
+    let _ = cbor::get::<JoinRequest>(bytes);
+    let _ = cbor::get::<JoinAnswer>(bytes);
     let _ = Ack::decode(bytes);
     let _ = Publish::decode(bytes.to_vec().into());
     let _ = Deliver::decode(bytes.to_vec().into());
@@ -392,4 +525,8 @@ fn what_is_left_out_has_its_default() {
     reads(&map(&[("CreateTopic", create)]), &Request::CreateTopic { name, settings });
     let list = map(&[("ListTopics", map(&[("limit", 5.into())]))]);
     reads(&list, &Request::ListTopics { after: None, limit: 5 });
+    let invite = Request::Invite { role: NodeRole::Data, lifetime_ms: None, addresses: vec![] };
+    reads(&map(&[("Invite", map(&[]))]), &invite);
+    let set = map(&[("SetNode", map(&[("node", 3.into())]))]);
+    reads(&set, &Request::SetNode { node: NodeId(3), weight: None, draining: None });
 }

@@ -7,7 +7,7 @@ use dunlin::{
     limits,
     net::{
         authority::NODE_SERVER_NAME,
-        tls::{ALPN_CLIENT, ALPN_PEER},
+        tls::{ALPN_CLIENT, ALPN_JOIN, ALPN_PEER},
     },
     peer::message,
     replication::{Append, Body, Chunk, Envelope, EpochHistory, FollowerState, LogEnd, Refusal},
@@ -130,6 +130,9 @@ fn the_limits_are_those_of_the_code() {
         ("partitions of a site", limits::PARTITIONS_MAX.into()),
         ("topics of a site", limits::TOPICS_MAX as u64),
         ("body of a control frame, bytes", limits::CONTROL_FRAME_LEN_MAX as u64),
+        ("body of a JoinRequest, bytes", limits::JOIN_FRAME_LEN_MAX as u64),
+        ("addresses of an invite or of a joiner", limits::JOIN_ADDRESSES_MAX as u64),
+        ("life of an invite, seconds", limits::INVITE_LIFETIME_MAX.as_secs()),
         ("body of a data frame, bytes", limits::DATA_FRAME_LEN_MAX as u64),
         ("batch with its header, bytes", limits::BATCH_LEN_MAX as u64),
         ("body of a batch once decompressed, bytes", limits::BATCH_BODY_LEN_MAX as u64),
@@ -211,7 +214,7 @@ fn the_kinds_of_messages_between_replicas_are_those_of_the_code() {
 #[test]
 fn the_names_of_tls_are_those_of_the_code() {
     let protocol = protocol();
-    for name in [ALPN_CLIENT, ALPN_PEER, NODE_SERVER_NAME.as_bytes()] {
+    for name in [ALPN_CLIENT, ALPN_PEER, ALPN_JOIN, NODE_SERVER_NAME.as_bytes()] {
         let name = format!("`{}`", std::str::from_utf8(name).unwrap());
         assert!(protocol.contains(&name), "{name}");
     }

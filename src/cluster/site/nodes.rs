@@ -95,14 +95,13 @@ impl SiteState {
         if self.nodes.len() >= NODES_MAX {
             return Err(MetaReject::TooManyNodes);
         }
-        if let Some(id) = invite {
-            let open = self.invites.get(&id).filter(|i| i.expires > now && i.role == role);
-            if open.is_none() {
-                return Err(MetaReject::NoInvite(id));
-            }
-            self.invites.remove(&id);
-        }
         let id = NodeId(self.applied);
+        if let Some(invite) = invite {
+            let is_open =
+                |i: &&mut InviteRecord| i.expires > now && i.role == role && i.used_by.is_none();
+            let open = self.invites.get_mut(&invite).filter(is_open);
+            open.ok_or(MetaReject::NoInvite(invite))?.used_by = Some(id);
+        }
         self.nodes.insert(id, joined(name, disk_id, role));
         Ok(MetaOutcome::NodeAdded(id))
     }
@@ -163,7 +162,10 @@ impl SiteState {
             None => {}
         }
         if self.invites.len() >= INVITES_MAX {
-            return Err(MetaReject::TooManyInvites);
+            // A used one is only kept for a joiner that asks twice.
+            let used = self.invites.iter().find(|(_, invite)| invite.used_by.is_some());
+            let used = used.map(|(id, _)| *id).ok_or(MetaReject::TooManyInvites)?;
+            self.invites.remove(&used);
         }
         self.invites.insert(id, invite);
         Ok(MetaOutcome::Done)

@@ -1,0 +1,320 @@
+//! `dunlin join`: makes this machine a node of a site that is there.
+//!
+//! The invite, the key and the disk's number are written down before anybody is asked, so that a join that was cut off
+//! goes on as the same one.
+
+use std::{
+    fs,
+    io::{self, Read as _},
+    net::SocketAddr,
+    path::{Path, PathBuf},
+};
+
+use serde::{Deserialize, Serialize};
+
+use super::{
+    ConfigFile, Global,
+    exit::Failure,
+    init::{Files, make_directory, next_command, parent_of, service_user},
+    now,
+    output::Table,
+    remote::block_on,
+    units,
+};
+use crate::{
+    config::{Config, host_name},
+    limits::INVITE_LEN_MAX,
+    net::{
+        Address, Invite,
+        advertise::advertised,
+        authority::{CA_CERTIFICATE_FILE, CA_KEY_FILE, IssuedCertificate, NodeRequest},
+        joiner::{self, JoinError},
+        secret_file::{self, Access, FileError},
+        tls::{NODE_CERTIFICATE_FILE, NODE_KEY_FILE},
+    },
+    server::joined::{JOINED_FILE, Joined},
+    types::{NodeId, NodeName, NodeRole, SiteName},
+    wire::{JoinRequest, JoinWelcome, Octets, PROTOCOL_VERSION, PROTOCOL_VERSION_MIN},
+};
+
+/// `dunlin join`
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "The node of the invite is asked only after it has proven to be of the invite's site. Nothing is \
+    overwritten: a machine that has data or certificates is refused. A join that was cut off goes on when it is run \
+    again with the same invite.\n\n\
+    Examples:\n  \
+    dunlin join dunlin-invite-1.pWRzaXRl...\n  \
+    dunlin join - --name edge-2 --advertise edge-2.plant.example < invite"
+)]
+pub struct Join {
+    /// The invite that 'dunlin invite' printed on a node of the site, or - to read it from standard input
+    token: String,
+    #[command(flatten)]
+    config: ConfigFile,
+    /// Name of this node [default: as configured, else the host name]
+    #[arg(long, value_name = "NAME")]
+    name: Option<NodeName>,
+    /// Where its databases will lie [default: as configured]
+    #[arg(long, value_name = "DIR")]
+    data_dir: Option<PathBuf>,
+    /// UDP address that it will listen on [default: as configured]
+    #[arg(long, value_name = "ADDR")]
+    listen: Option<SocketAddr>,
+    /// Where others will find it; give it again for more [default: as configured, else the address listened on]
+    #[arg(long, value_name = "HOST:PORT")]
+    advertise: Vec<Address>,
+}
+
+#[derive(Serialize)]
+struct Done {
+    site: SiteName,
+    node: NodeName,
+    id: NodeId,
+    role: NodeRole,
+    files: Vec<PathBuf>,
+    /// Lines that the configuration needs, because they were given here.
+    set: Vec<String>,
+    next: String,
+}
+
+impl Join {
+    pub(super) fn run(self, global: &Global) -> Result<(), Failure> {
+        let invite = self.invite()?;
+        let (config, set) = self.configuration()?;
+        let name = self.name.or_else(|| config.node.name.clone()).unwrap_or_else(host_name);
+        let (data, pki) = (&config.node.data_dir, config.pki_dir());
+        let kept = Draft::load(data)?.filter(|draft| draft.is_of(&invite, &name));
+        if let Some(draft) = &kept {
+            draft.clear_what_it_wrote(data, &pki);
+        }
+        refuse_to_overwrite(data, &pki)?;
+        let owner = service_user(data)?;
+        make_directory(data, 0o700, owner)?;
+        make_directory(parent_of(&pki), 0o755, None)?;
+        make_directory(&pki, 0o700, owner)?;
+        let draft = match kept {
+            Some(draft) => draft,
+            None => Draft::begin(&invite, &name, data)?,
+        };
+        let addresses = advertised(&config.listen.advertise, config.listen.address);
+        let request = draft.request(&invite, &addresses)?;
+        let welcome = ask(&invite, &request)?;
+        let own = |welcome: &JoinWelcome| IssuedCertificate {
+            certificate_pem: welcome.certificate_pem.clone(),
+            key_pem: draft.key.clone(),
+        };
+        joiner::check(&invite, &request, own(&welcome), &welcome, now())?;
+
+        let mut files = Files::default();
+        files.write(pki.join(NODE_KEY_FILE), &draft.key, Access::Private, owner)?;
+        let certificate = pki.join(NODE_CERTIFICATE_FILE);
+        files.write(certificate, &welcome.certificate_pem, Access::Public, owner)?;
+        files.write(pki.join(CA_CERTIFICATE_FILE), &welcome.ca_pem, Access::Public, owner)?;
+        // Last: where it is, all else is.
+        joined(&welcome, draft.disk_id).save(data, owner)?;
+        let mut made = files.keep();
+        made.push(data.join(JOINED_FILE));
+        // What is left of it is in no one's way but holds a key.
+        let _ = fs::remove_file(data.join(DRAFT_FILE));
+        let done = Done {
+            site: welcome.site,
+            node: name,
+            id: welcome.node,
+            role: welcome.role,
+            files: made,
+            set,
+            next: next_command(&self.config),
+        };
+        global.output().show(&done, Done::in_words)
+    }
+
+    fn invite(&self) -> Result<Invite, Failure> {
+        let mut text = self.token.clone();
+        if text == "-" {
+            text.clear();
+            let mut input = io::stdin().lock().take(INVITE_LEN_MAX as u64);
+            input
+                .read_to_string(&mut text)
+                .map_err(|error| Failure::runtime(format!("cannot read the invite: {error}")))?;
+        }
+        let invite: Invite = text.parse().map_err(|error| {
+            Failure::usage(error).hint("make one on a node of the site: dunlin invite")
+        })?;
+        if invite.is_expired(units::timestamp(now())) {
+            let expired = units::rfc3339(invite.expires);
+            let message = format!("the invite expired at {expired}, by the clock of this machine");
+            return Err(Failure::runtime(message).hint(
+                "make a new one on a node of the site: dunlin invite; if it is new, set the clock",
+            ));
+        }
+        Ok(invite)
+    }
+
+    /// What is configured with what was given, and the lines that the file lacks for it.
+    fn configuration(&self) -> Result<(Config, Vec<String>), Failure> {
+        let mut config = self.config.load()?;
+        let mut set = Vec::new();
+        if let Some(name) =
+            self.name.as_ref().filter(|name| config.node.name.as_ref() != Some(name))
+            && config.node.name.is_some()
+        {
+            set.push(format!("[node] name = \"{name}\""));
+        }
+        if let Some(dir) = self.data_dir.as_ref().filter(|dir| **dir != config.node.data_dir) {
+            set.push(format!("[node] data_dir = \"{}\"", dir.display()));
+            config.node.data_dir.clone_from(dir);
+        }
+        if let Some(listen) = self.listen.filter(|listen| *listen != config.listen.address) {
+            set.push(format!("[listen] address = \"{listen}\""));
+            config.listen.address = listen;
+        }
+        if !self.advertise.is_empty() && self.advertise != config.listen.advertise {
+            let quoted: Vec<_> = self.advertise.iter().map(|a| format!("\"{a}\"")).collect();
+            set.push(format!("[listen] advertise = [{}]", quoted.join(", ")));
+            config.listen.advertise.clone_from(&self.advertise);
+        }
+        Ok((config, set))
+    }
+}
+
+impl Done {
+    fn in_words(&self) -> String {
+        let mut table = Table::of_facts();
+        table.row(["site", self.site.as_str()]).row(["node", self.node.as_str()]);
+        table.row(["number", &self.id.to_string()]).row(["role", self.role.as_str()]);
+        for (i, file) in self.files.iter().enumerate() {
+            table.row([if i == 0 { "made" } else { "" }, &file.display().to_string()]);
+        }
+        let mut text = table.to_text();
+        text.push('\n');
+        for line in &self.set {
+            text.push_str(&format!("Set in the configuration before the start: {line}\n"));
+        }
+        text.push_str(&format!("Next: {}\n", self.next));
+        text
+    }
+}
+
+/// A join that has begun: kept until it is done, because the site may know its disk already.
+#[derive(Serialize, Deserialize)]
+struct Draft {
+    invite: String,
+    name: NodeName,
+    #[serde(with = "crate::server::joined::hex")]
+    disk_id: u128,
+    key: String,
+}
+
+impl Draft {
+    fn begin(invite: &Invite, name: &NodeName, data: &Path) -> Result<Self, Failure> {
+        let draft = Self {
+            invite: invite.id.to_string(),
+            name: name.clone(),
+            disk_id: rand::random(),
+            key: NodeRequest::new()?.key_pem,
+        };
+        let text = toml::to_string(&draft).map_err(Failure::runtime)?;
+        let path = data.join(DRAFT_FILE);
+        // One of another invite: the site has no node of it, or one that never came.
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(Failure::runtime(format!("cannot remove {}: {error}", path.display())));
+            }
+            _ => {}
+        }
+        secret_file::write_new(&path, text.as_bytes(), Access::Private, None)?;
+        Ok(draft)
+    }
+
+    fn load(data: &Path) -> Result<Option<Self>, Failure> {
+        let path = data.join(DRAFT_FILE);
+        let text = match secret_file::read_private(&path) {
+            Ok(text) => text,
+            Err(error) if error.is_not_found() => return Ok(None),
+            Err(error) => return Err(error.into()),
+        };
+        // It holds a key: what is wrong with it is not quoted.
+        toml::from_str(&text).map(Some).map_err(|_| {
+            Failure::config(format!("{} is no join that has begun", path.display()))
+                .hint("remove it, and make a new invite: dunlin invite")
+        })
+    }
+
+    fn is_of(&self, invite: &Invite, name: &NodeName) -> bool {
+        self.invite == invite.id.to_string() && self.name == *name
+    }
+
+    /// A join that was cut off among its last files may write them again. They are its own if the key is.
+    fn clear_what_it_wrote(&self, data: &Path, pki: &Path) {
+        let is_ours =
+            secret_file::read_private(&pki.join(NODE_KEY_FILE)).is_ok_and(|key| key == self.key);
+        if is_ours && !secret_file::exists(&data.join(JOINED_FILE)) {
+            for file in [CA_CERTIFICATE_FILE, NODE_CERTIFICATE_FILE, NODE_KEY_FILE] {
+                // One that stays is found by the next check, which names it.
+                let _ = fs::remove_file(pki.join(file));
+            }
+        }
+    }
+
+    fn request(&self, invite: &Invite, addresses: &[Address]) -> Result<JoinRequest, Failure> {
+        Ok(JoinRequest {
+            version_min: PROTOCOL_VERSION_MIN,
+            version_max: PROTOCOL_VERSION,
+            invite: invite.id,
+            secret: invite.secret,
+            name: self.name.clone(),
+            disk_id: self.disk_id,
+            csr: Octets(NodeRequest::of_key(&self.key)?.csr),
+            addresses: addresses.iter().map(Address::to_string).collect(),
+            software: crate::SOFTWARE.to_owned(),
+        })
+    }
+}
+
+fn ask(invite: &Invite, request: &JoinRequest) -> Result<JoinWelcome, Failure> {
+    let mut welcome = None;
+    block_on(async {
+        welcome = Some(joiner::join(invite, request).await?);
+        Ok(())
+    })?;
+    welcome.ok_or_else(|| Failure::runtime("the join has no answer"))
+}
+
+fn joined(welcome: &JoinWelcome, disk_id: u128) -> Joined {
+    Joined {
+        site: welcome.site.clone(),
+        node: welcome.node,
+        disk_id,
+        shards: welcome.shards,
+        role: welcome.role,
+        nodes: welcome.nodes.clone(),
+    }
+}
+
+/// Looks at all that a machine which belongs to a site may have.
+fn refuse_to_overwrite(data: &Path, pki: &Path) -> Result<(), Failure> {
+    let databases = ["data.redb", "journal", "meta.redb", JOINED_FILE].map(|file| data.join(file));
+    let keys = [CA_CERTIFICATE_FILE, CA_KEY_FILE, NODE_CERTIFICATE_FILE, NODE_KEY_FILE];
+    let found = databases.into_iter().chain(keys.map(|file| pki.join(file)));
+    match found.into_iter().find(|path| secret_file::exists(path)) {
+        None => Ok(()),
+        Some(path) => Err(Failure::from(FileError::Exists { path }).hint(
+            "this machine belongs to a site already, nothing was changed: to let it join another one, stop it and \
+             move its data and pki directories away, or name others with --data-dir",
+        )),
+    }
+}
+
+impl From<JoinError> for Failure {
+    fn from(error: JoinError) -> Self {
+        let failure = Self::runtime(&error);
+        match error.hint() {
+            Some(hint) => failure.hint(hint),
+            None => failure,
+        }
+    }
+}
+
+/// A join that has begun, in the data directory.
+const DRAFT_FILE: &str = "joining";

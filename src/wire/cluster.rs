@@ -1,0 +1,120 @@
+//! The site's nodes and shards, as one node knows them: what administrators ask, and what they are told.
+
+use serde::{Deserialize, Serialize};
+
+use crate::types::{Epoch, InviteToken, NodeId, NodeRole, Timestamp};
+
+/// The answer to `Invite`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Invited {
+    /// The invite as text, for `dunlin join`.
+    pub token: InviteToken,
+    /// Its number, for the log.
+    pub id: u64,
+    /// What the new node is for.
+    pub role: NodeRole,
+    /// When it ends, by the node's clock.
+    pub expires: Timestamp,
+    /// Where the joiner will look for the site, `host:port` each.
+    #[serde(default)]
+    pub addresses: Vec<String>,
+}
+
+/// The answer to `ClusterStatus`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClusterStatus {
+    /// Name of the site.
+    pub site: String,
+    /// The node that answers: what it cannot know is left out.
+    pub node: NodeId,
+    /// Who orders changes of the metadata, as far as the node knows.
+    #[serde(default)]
+    pub leader: Option<NodeId>,
+    /// All nodes, by number.
+    pub nodes: Vec<ClusterNode>,
+    /// All shards, by number.
+    pub shards: Vec<ClusterShard>,
+    /// Invites that can still be used.
+    #[serde(default)]
+    pub invites: u32,
+}
+
+/// A node of the site.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClusterNode {
+    /// Its number.
+    pub id: NodeId,
+    /// Its name.
+    pub name: String,
+    /// What it is for.
+    pub role: NodeRole,
+    /// Where it listens, `host:port` each.
+    #[serde(default)]
+    pub addresses: Vec<String>,
+    /// Its program.
+    #[serde(default)]
+    pub software: String,
+    /// Its share of the shards, beside those of the others.
+    pub weight: u32,
+    /// Whether it gives away all that it has.
+    pub draining: bool,
+    /// Whether it has ever started since it joined.
+    pub started: bool,
+    /// Whether it has a vote on the metadata.
+    pub votes: bool,
+    /// Whether it lives, as far as the node that answers can tell.
+    #[serde(default)]
+    pub liveness: Option<Liveness>,
+}
+
+/// Whether a node lives, as another one sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Liveness {
+    /// Whether it was heard of late.
+    pub up: bool,
+    /// For how many milliseconds it has been so.
+    pub since_ms: u64,
+    /// Open connections of clients, where that is known.
+    #[serde(default)]
+    pub clients: Option<u32>,
+}
+
+/// A shard of the site.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClusterShard {
+    /// Its number.
+    pub shard: u16,
+    /// Its epoch: grows with each change of primary.
+    pub epoch: Epoch,
+    /// Who leads it; nobody before the first election.
+    #[serde(default)]
+    pub primary: Option<NodeId>,
+    /// Who must have a record before it is acknowledged, and may lead.
+    pub set: Vec<NodeId>,
+    /// Who is about to enter the set.
+    #[serde(default)]
+    pub pending: Vec<NodeId>,
+    /// Who should hold it, the preferred primary first.
+    #[serde(default)]
+    pub replicas: Vec<NodeId>,
+    /// Nothing is committed with fewer members.
+    pub copies_min: u32,
+    /// The last member of the set has lost data: nobody leads until an operator decides.
+    #[serde(default)]
+    pub stalled: bool,
+    /// Replicas that have not all, as far as the node that answers can tell.
+    #[serde(default)]
+    pub behind: Vec<Lag>,
+}
+
+/// A replica that has not all.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Lag {
+    /// Which node.
+    pub node: NodeId,
+    /// How many entries it lacks, where that is known.
+    #[serde(default)]
+    pub entries: Option<u64>,
+    /// Why, for people.
+    pub why: String,
+}
