@@ -120,9 +120,8 @@ async fn serve(shared: Arc<Shared>, incoming: Incoming) {
             return;
         }
     };
-    match tls::alpn_of(&connection).as_deref() {
-        Some(ALPN_JOIN) => return join::serve(shared, connection).await,
-        _ => {}
+    if tls::alpn_of(&connection).as_deref() == Some(ALPN_JOIN) {
+        return join::serve(shared, connection).await;
     }
     shared.engine.metrics.connected(1);
     let client = match Client::admit(Arc::clone(&shared), connection.clone()) {
