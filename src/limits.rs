@@ -110,8 +110,8 @@ pub const SOFTWARE_LEN_MAX: usize = 64;
 pub const NODE_WEIGHT_MAX: u32 = 1_000;
 /// Weight of a node that nobody has given another.
 pub const NODE_WEIGHT_DEFAULT: u32 = 100;
-/// Most nodes of a site: a site is one to five, and some that are on their way in or out.
-pub const NODES_MAX: usize = 16;
+/// Most nodes of a site. A site has one to five; but each disk that was replaced is a node more until it is removed.
+pub const NODES_MAX: usize = 256;
 /// Most invites that wait to be used. More are refused until one is used or ends.
 pub const INVITES_MAX: usize = 16;
 /// Nodes that have left whose disks are known: the first of more is forgotten.

@@ -265,7 +265,6 @@ impl Server {
             ),
             None => None,
         };
-        let mut group = engine.group.failure();
         let http_address = http.as_ref().and_then(|listener| listener.local_addr().ok());
         let inflight = config.limits.inflight_bytes_per_connection;
         let shared = Arc::new(Shared {
@@ -290,15 +289,7 @@ impl Server {
         housekeeping::check_disk(&shared, &marks);
         let guard = ClockGuard::new(shared.engine.newest_record());
         let tasks = TaskTracker::new();
-        let watched = Arc::clone(&shared);
-        tasks.spawn(async move {
-            tokio::select! {
-                () = watched.stopping.cancelled() => {}
-                Ok(failed) = group.wait_for(Option::is_some) => {
-                    watched.engine.fail(failed.as_deref().unwrap_or_default());
-                }
-            }
-        });
+        tasks.spawn(fail_with_group(Arc::clone(&shared)));
         tasks.spawn(housekeeping::run(Arc::clone(&shared), marks, guard));
         let per_second = config.limits.handshakes_per_address;
         tasks.spawn(connection::accept(Arc::clone(&shared), endpoint.clone(), per_second));
@@ -395,6 +386,17 @@ const PEER_PROTOCOL: u16 = 1;
 const CLOSE_MAX: Duration = Duration::from_secs(1);
 /// How long a stopping node waits for its disk.
 const STORE_CLOSE_MAX: Duration = Duration::from_secs(30);
+
+/// A node whose metadata can be written no more must stop, whether or not somebody proposes anything.
+async fn fail_with_group(shared: Arc<Shared>) {
+    let mut failure = shared.engine.group.failure();
+    tokio::select! {
+        () = shared.stopping.cancelled() => {}
+        Ok(failed) = failure.wait_for(Option::is_some) => {
+            shared.engine.fail(failed.as_deref().unwrap_or_default());
+        }
+    }
+}
 
 async fn recovered(engine: &Engine) -> Result<(), StartError> {
     let mut recovered = engine.recovered();

@@ -5,6 +5,7 @@
 mod commit;
 mod disk;
 mod eio;
+mod group;
 mod meta;
 mod model;
 mod property;

@@ -170,8 +170,13 @@ async fn a_follower_proposes_and_another_leads_when_the_leader_is_gone() {
 
     let term = follower.status().term;
     world.stop(leader).await;
+    let begun = Instant::now();
     // It waits for the new leader by itself.
     follower.propose(create(3)).await.expect("two of three");
+    let took = begun.elapsed();
+    println!("another leads and has written after {took:?}");
+    // The lease and the drawn time, and room for a second election on a busy machine.
+    assert!(took < TIMING.election_max * 6, "{took:?}");
     let next = world.leader(&rest).await;
     assert_ne!(next, leader);
     assert!(follower.status().term > term);
