@@ -6,6 +6,7 @@ mod errors;
 mod expired;
 mod failures;
 mod flow;
+mod join;
 mod node;
 mod round_trip;
 

@@ -5,8 +5,8 @@ use std::fmt::Debug;
 
 use bytes::BytesMut;
 use dunlin::wire::{
-    Answer, CaughtUp, Fault, GoAway, Hello, JoinAnswer, JoinRequest, Nack, PublishOk, PublishOpen, Request, SubscribeOk,
-    SubscribeOpen, Welcome, cbor,
+    Answer, CaughtUp, Fault, GoAway, Hello, JoinAnswer, JoinRequest, Nack, PublishOk, PublishOpen,
+    Request, SubscribeOk, SubscribeOpen, Welcome, cbor,
 };
 use libfuzzer_sys::fuzz_target;
 use serde::{Serialize, de::DeserializeOwned};

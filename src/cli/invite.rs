@@ -18,8 +18,8 @@ use crate::{net::Address, types::NodeRole, wire::Invited};
 /// `dunlin invite`
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "The invite goes to standard output, what to do with it to standard error. It is a secret: whoever has \
-    it can be a node of the site, once.\n\n\
+    after_help = "The invite goes to standard output, what to do with it to standard error. It is a\n\
+    secret: whoever has it can be a node of the site, once.\n\n\
     Examples:\n  \
     dunlin invite\n  \
     dunlin invite --role witness --expires 10m\n  \

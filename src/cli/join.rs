@@ -40,9 +40,9 @@ use crate::{
 /// `dunlin join`
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "The node of the invite is asked only after it has proven to be of the invite's site. Nothing is \
-    overwritten: a machine that has data or certificates is refused. A join that was cut off goes on when it is run \
-    again with the same invite.\n\n\
+    after_help = "The node of the invite is asked only after it has proven to be of the invite's site.\n\
+    Nothing is overwritten: a machine that has data or certificates is refused. A join that was\n\
+    cut off goes on when it is run again with the same invite.\n\n\
     Examples:\n  \
     dunlin join dunlin-invite-1.pWRzaXRl...\n  \
     dunlin join - --name edge-2 --advertise edge-2.plant.example < invite"

@@ -11,7 +11,7 @@ use tokio::time::{Instant, interval};
 use super::{Site, node::metric};
 
 impl Site {
-    fn run(&self, args: &[&str]) -> Output {
+    pub(super) fn run(&self, args: &[&str]) -> Output {
         self.command(args).stdin(Stdio::null()).output().unwrap()
     }
 
@@ -29,7 +29,7 @@ impl Site {
     }
 
     #[track_caller]
-    fn runs(&self, args: &[&str]) -> Vec<u8> {
+    pub(super) fn runs(&self, args: &[&str]) -> Vec<u8> {
         let output = self.run(args);
         let complaint = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "{args:?}: {complaint}");
@@ -37,7 +37,7 @@ impl Site {
     }
 
     #[track_caller]
-    fn fails(&self, args: &[&str], code: i32, says: &str) {
+    pub(super) fn fails(&self, args: &[&str], code: i32, says: &str) {
         let output = self.run(args);
         let complaint = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(code), "{args:?}: {complaint}");
