@@ -22,8 +22,8 @@ mod publish;
 mod recovery;
 mod relay;
 mod request;
-mod site_admin;
 mod sink;
+mod site_admin;
 mod slot;
 mod start;
 mod streams;
@@ -74,7 +74,10 @@ use crate::{
         secret_file::FileError,
         tls::{self, ALPN_CLIENT, ALPN_JOIN, ALPN_PEER, ClientAuth, TlsError},
     },
-    peer::{BadDialConfig, DialConfig, Heartbeat, Links, Me, PEER_VERSION, PEER_VERSION_MIN, PeerAddress, PeerDoor},
+    peer::{
+        BadDialConfig, DialConfig, Heartbeat, Links, Me, PEER_VERSION, PEER_VERSION_MIN,
+        PeerAddress, PeerDoor,
+    },
     storage::{CommitHandle, CommitQueue, CommitThread, StoreError},
     types::{Boot, NodeId},
     wire,

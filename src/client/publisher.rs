@@ -40,7 +40,13 @@ impl PublisherBuilder {
         let producer = ProducerId(rand::random::<u128>().max(1));
         Self {
             link,
-            open: PublishOpen { topic, acks: Acks::default(), require_copies: None, producer, direct: false },
+            open: PublishOpen {
+                topic,
+                acks: Acks::default(),
+                require_copies: None,
+                producer,
+                direct: false,
+            },
             options: OutboxOptions {
                 batch_len: BATCH_LEN,
                 linger: LINGER,

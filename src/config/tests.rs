@@ -76,7 +76,7 @@ fn an_unknown_key_is_refused_with_the_allowed_ones() {
     refused(
         "[listen]\nadress = \"[::]:1\"\n",
         "d.toml:2:1: key 'listen.adress': no such key, allowed are ",
-        &["address, http, allow_anonymous"],
+        &["address, advertise, http, allow_anonymous"],
     );
     refused("\n[lisen]\n", "d.toml:2:2: key 'lisen': no such key", &["listen", "topic_defaults"]);
 }

@@ -28,7 +28,9 @@ use crate::{
     limits::{PROPOSALS_WAITING_MAX, TAIL_CACHE_BYTES_MAX},
     peer::{Links, Outgoing},
     replication::{self, Alarm, Envelope, LogChange, ShardCommand},
-    storage::{Change, CommitQueue, Recovered, RecoveredShard, Reservation, STATE_PARTITION, Store},
+    storage::{
+        Change, CommitQueue, Recovered, RecoveredShard, Reservation, STATE_PARTITION, Store,
+    },
     types::{Boot, Lsn, Offset, PartitionId, ShardId, Timestamp},
     wire::{Code, Entry, EntryKind, Fault},
 };
@@ -135,8 +137,7 @@ impl Engine {
             let stored = recovery::stored(&found);
             let committed = stored.high_watermark;
             let found = recovery::recovery(found, bounds.remove(&id).unwrap_or_default())?;
-            let applied =
-                Applied::new(found, committed).map_err(|error| bad(error.to_string()))?;
+            let applied = Applied::new(found, committed).map_err(|error| bad(error.to_string()))?;
             slots.push(Slot::new(id, Replica::new(id, me, stored), applied));
         }
         let (proposals, asked_proposals) = mpsc::channel(PROPOSALS_WAITING_MAX);
@@ -302,11 +303,7 @@ impl Engine {
         &self,
         id: ShardId,
         room: Reservation,
-        act: impl FnOnce(
-            &mut Replica<AckHandle>,
-            &LocalView<'_>,
-            &mut Vec<Effect<AckHandle>>,
-        ) -> T,
+        act: impl FnOnce(&mut Replica<AckHandle>, &LocalView<'_>, &mut Vec<Effect<AckHandle>>) -> T,
     ) -> T {
         let slot = self.slot(id);
         let mut out = Vec::new();
@@ -405,9 +402,10 @@ impl Engine {
             Asked::Recover(epoch) => {
                 let (wall, now) = (self.clock.wall(), self.clock.uptime());
                 let mut out = Vec::new();
-                let recovered = core.applied.recovery().and_then(|found| {
-                    core.replica.recovered(epoch, found, wall, now, &mut out)
-                });
+                let recovered = core
+                    .applied
+                    .recovery()
+                    .and_then(|found| core.replica.recovered(epoch, found, wall, now, &mut out));
                 match recovered {
                     Ok(()) => {
                         tracing::info!(%shard, %epoch, "this node leads the shard");
@@ -628,7 +626,11 @@ fn stored_change(change: LogChange<Entry>) -> Change {
         LogChange::InstallBegin(base) => Change::InstallBegin { base: point(base) },
         LogChange::InstallChunk(chunk) => Change::InstallChunk {
             entries: chunk.entries,
-            state: chunk.state.into_iter().map(|r| (r.kind, r.key.into(), r.value.into())).collect(),
+            state: chunk
+                .state
+                .into_iter()
+                .map(|r| (r.kind, r.key.into(), r.value.into()))
+                .collect(),
         },
         LogChange::InstallEnd { base, history } => {
             Change::InstallEnd { base: point(base), epochs: history.starts().collect() }

@@ -27,10 +27,7 @@ pub(super) async fn run(shared: Arc<Shared>, mut heard: mpsc::Receiver<Heartbeat
     let engine = Arc::clone(&shared.engine);
     let mut applied = engine.group.applied();
     let mut leader = engine.group.leader();
-    let mut pulse = Pulse {
-        controller: Controller::new(engine.clock.uptime()),
-        sent: 0,
-    };
+    let mut pulse = Pulse { controller: Controller::new(engine.clock.uptime()), sent: 0 };
     let mut ticks = interval(HEARTBEAT);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {

@@ -115,7 +115,8 @@ impl Engine {
             self.group.read(|site| {
                 let gone = |(id, t): &(&TopicId, &Tombstone)| {
                     let mut partitions = (0..).zip(&t.shards);
-                    partitions.all(|(index, _)| dropped.contains(&PartitionId { topic: **id, index }))
+                    partitions
+                        .all(|(index, _)| dropped.contains(&PartitionId { topic: **id, index }))
                 };
                 site.tombstones.iter().filter(gone).map(|(id, _)| *id).collect()
             })

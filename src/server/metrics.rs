@@ -141,7 +141,10 @@ fn describe() {
         ("dunlin_deliver_records_total", "Records sent to readers."),
         ("dunlin_deliver_bytes_total", "Bytes of batches sent to readers."),
         ("dunlin_relay_records_total", "Records passed on to the node that leads their partition."),
-        ("dunlin_replication_alarms_total", "Contradictions between replicas that a human must look at."),
+        (
+            "dunlin_replication_alarms_total",
+            "Contradictions between replicas that a human must look at.",
+        ),
         ("dunlin_connections_refused_total", "Connections refused, by reason."),
         ("dunlin_log_commits_total", "Commits of the log since start."),
         ("dunlin_log_checkpoints_total", "Checkpoints of the log since start."),

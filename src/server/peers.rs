@@ -10,10 +10,7 @@ use std::{
 use bytes::Bytes;
 use tokio::sync::{Notify, mpsc};
 
-use super::{
-    engine::Engine,
-    slot::log_end_at,
-};
+use super::{engine::Engine, slot::log_end_at};
 use crate::{
     cluster::{BoxFuture, MetaGroup, MetaTransport, Unreachable},
     limits::HEARTBEATS_WAITING_MAX,

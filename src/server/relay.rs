@@ -22,8 +22,8 @@ use crate::{
     net::{authority::NODE_SERVER_NAME, frames::FrameReader},
     types::{NodeId, ShardId},
     wire::{
-        Ack, Code, Fault, FrameType, Hello, Nack, PROTOCOL_VERSION, PROTOCOL_VERSION_MIN, PublishOk,
-        PublishOpen, Retry, Welcome, cbor, put_frame_head,
+        Ack, Code, Fault, FrameType, Hello, Nack, PROTOCOL_VERSION, PROTOCOL_VERSION_MIN,
+        PublishOk, PublishOpen, Retry, Welcome, cbor, put_frame_head,
     },
 };
 

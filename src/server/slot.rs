@@ -149,7 +149,8 @@ impl RecentLog {
             bytes += entry.header.entry_len();
             room && entry.header.lsn < until
         };
-        let found: Vec<_> = self.entries.range(at.min(self.entries.len())..).take_while(fits).cloned().collect();
+        let found: Vec<_> =
+            self.entries.range(at.min(self.entries.len())..).take_while(fits).cloned().collect();
         (!found.is_empty()).then_some(found)
     }
 

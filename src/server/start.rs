@@ -1,12 +1,6 @@
 //! How a node starts: its disk, its place in the site, this boot's registration, its shards.
 
-use std::{
-    fs,
-    os::unix::fs::DirBuilderExt,
-    path::Path,
-    sync::Arc,
-    time::Duration,
-};
+use std::{fs, os::unix::fs::DirBuilderExt, path::Path, sync::Arc, time::Duration};
 
 use tokio::time::timeout;
 
@@ -18,7 +12,9 @@ use super::{
     recovery,
 };
 use crate::{
-    cluster::{BootClaim, FOUNDER, GroupError, MetaCommand, MetaGroup, MetaOutcome, MetaReject, NodeInfo},
+    cluster::{
+        BootClaim, FOUNDER, GroupError, MetaCommand, MetaGroup, MetaOutcome, MetaReject, NodeInfo,
+    },
     config::Config,
     limits::{READY_MAX, REGISTER_RETRY},
     net::{Credentials, Identity, Who, endpoint::ResetSecret},

@@ -62,7 +62,9 @@ impl TopicTable {
     /// Whether this is in the table as it is.
     pub(super) fn has(&self, name: &TopicName, record: &TopicRecord) -> bool {
         let same = |topic: &Arc<Topic>| {
-            topic.id == record.id && topic.settings == record.settings && topic.created == record.created
+            topic.id == record.id
+                && topic.settings == record.settings
+                && topic.created == record.created
         };
         self.read().get(name).is_some_and(same)
     }

@@ -172,7 +172,8 @@ impl Store {
     #[must_use]
     pub fn partitions_of(&self, shard: ShardId) -> Vec<(PartitionId, Bounds)> {
         let view = self.inner.view.read().unwrap_or_else(PoisonError::into_inner);
-        let here = view.partitions.iter().filter(|(_, p)| p.facts.shard == shard && !p.facts.dropped);
+        let here =
+            view.partitions.iter().filter(|(_, p)| p.facts.shard == shard && !p.facts.dropped);
         let mut found: Vec<_> = here.map(|(id, p)| (*id, p.facts.bounds())).collect();
         found.sort_by_key(|(id, _)| *id);
         found

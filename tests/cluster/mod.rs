@@ -120,7 +120,11 @@ impl Site {
         let deadline = Instant::now() + Duration::from_secs(20);
         let server = self.nodes.iter().flatten().next().expect("one runs");
         while !server.site(&holds) {
-            assert!(Instant::now() < deadline, "{what}: {}", server.site(|site| format!("{site:#?}")));
+            assert!(
+                Instant::now() < deadline,
+                "{what}: {}",
+                server.site(|site| format!("{site:#?}"))
+            );
             sleep(Duration::from_millis(20)).await;
         }
     }

@@ -254,6 +254,7 @@ fn publishing(all: &mut Examples) {
         acks: Acks::Replicated,
         require_copies: None,
         producer: PRODUCER,
+        direct: false,
     };
     all.control("publish-open", FrameType::PublishOpen, &open);
     let ok = PublishOk {

@@ -381,8 +381,10 @@ proptest! {
         acks in acks(),
         require_copies in option::of(any::<u32>()),
         producer in prop_oneof![0..10u128, any::<u128>()],
+        direct in any::<bool>(),
     ) {
-        check(&PublishOpen { topic, acks, require_copies, producer: ProducerId(producer) })?;
+        let producer = ProducerId(producer);
+        check(&PublishOpen { topic, acks, require_copies, producer, direct })?;
     }
 
     #[test]
@@ -511,6 +513,7 @@ fn what_is_left_out_has_its_default() {
         acks: Acks::Replicated,
         require_copies: None,
         producer: ProducerId::NONE,
+        direct: false,
     };
     reads(&map(&[("topic", topic.clone())]), &open);
     let open = SubscribeOpen {
