@@ -36,7 +36,7 @@ use std::{
     net::SocketAddr,
     path::PathBuf,
     sync::{Arc, atomic::AtomicBool},
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 
 use quinn::Endpoint;
@@ -64,7 +64,7 @@ use self::{
 };
 use crate::{
     broker::ClockGuard,
-    cluster::{GroupError, MetaGroup, MetaReject, MetaTiming, NodeInfo},
+    cluster::{BootClaim, GroupError, MetaGroup, MetaReject, MetaTiming, NodeInfo},
     config::Config,
     limits::{DRAIN_MAX, JOINS_MAX, RELAY_IDLE_TIMEOUT},
     net::{
@@ -224,19 +224,39 @@ impl StartError {
     }
 }
 
+/// The socket, and what it takes to change its certificates.
+struct Front {
+    tls: ReloadableTls,
+    limits: ConnectionLimits,
+    endpoint: Endpoint,
+}
+
 /// What a node has before it knows its site.
 struct Ahead {
     config: Config,
-    metrics: Metrics,
     identity: NodeIdentity,
-    endpoint: Endpoint,
     address: SocketAddr,
     links: Links,
     peers: Arc<Peers>,
+    heard: mpsc::Receiver<Heartbeat>,
     relays: Arc<Relays>,
     group: Arc<MetaGroup>,
-    stopping: CancellationToken,
+    doors: Arc<Doors>,
+    /// Opens the door for clients.
+    open: watch::Sender<Option<Arc<Shared>>>,
     tasks: TaskTracker,
+    /// A start that fails stops what has begun.
+    guard: DropGuard,
+}
+
+/// The part of [`Disk`] that is left once the group has its store.
+struct LogDisk {
+    shards: u16,
+    joined: Option<Joined>,
+    store: crate::storage::Store,
+    writer: crate::storage::Writer,
+    recovered: crate::storage::Recovered,
+    claim: BootClaim,
 }
 
 impl Server {
@@ -246,11 +266,9 @@ impl Server {
     /// [`StartError`].
     pub async fn start(config: Config) -> Result<Self, StartError> {
         let clock = Clock::start();
-        let now: SystemTime = clock.system();
         // A joiner has no certificate yet: who else comes without one is refused behind the handshake.
         let (auth, alpn) = (ClientAuth::Optional, [ALPN_CLIENT, ALPN_PEER, ALPN_JOIN]);
-        let pki_dir = config.pki_dir();
-        let tls = ReloadableTls::load(&pki_dir, auth, &alpn, now)?;
+        let tls = ReloadableTls::load(&config.pki_dir(), auth, &alpn, clock.system())?;
         let (identity, credentials) = start::node_identity(&config)?;
         start::make_data_dir(&config.node.data_dir)?;
         let disk = {
@@ -265,57 +283,12 @@ impl Server {
         };
         let endpoint =
             endpoint::server(config.listen.address, tls.current(), &limits, &identity.secret)?;
-        let address = endpoint
-            .local_addr()
-            .map_err(|source| EndpointError::Bind { address: config.listen.address, source })?;
-        let me = Me {
-            site: identity.site.clone(),
-            node: disk.node,
-            name: identity.name.clone(),
-            shards: disk.shards,
-        };
-        let (peers, heard) = Peers::new();
-        let source: Arc<Peers> = Arc::clone(&peers);
-        let dial = DialConfig::new(me.clone(), &credentials)?;
-        let links = Links::new(endpoint.clone(), dial, source);
-        let relays = Arc::new(Relays::new(endpoint.clone(), relay_config(&credentials)?));
-        let stopping = CancellationToken::new();
-        let guard = stopping.clone().drop_guard();
-        let (tasks, metrics) = (TaskTracker::new(), Metrics::new());
-        let (open, shared) = watch::channel(None);
-        let doors = Arc::new(Doors {
-            metrics: metrics.clone(),
-            clock,
-            peers: PeerDoor::new(me, Arc::clone(&peers) as Arc<_>, stopping.clone()),
-            shared,
-            connections_max: config.limits.connections as usize,
-            connections: TaskTracker::new(),
-            stopping: stopping.clone(),
-        });
-        let per_second = config.limits.handshakes_per_address;
-        tasks.spawn(doors::accept(Arc::clone(&doors), endpoint.clone(), per_second));
-        let Disk { node, shards, joined, meta, store, writer, recovered, claim } = disk;
-        let transport = Arc::new(GroupLinks(links.clone()));
-        let group = MetaGroup::open(meta, node, transport, MetaTiming::default()).await?;
-        let group = Arc::new(group);
-        // Nobody else sets it.
-        let _ = peers.group.set(Arc::downgrade(&group));
-        let ahead = Ahead {
-            config,
-            metrics,
-            identity,
-            endpoint,
-            address,
-            links,
-            peers,
-            relays,
-            group,
-            stopping,
-            tasks,
-        };
-        ahead.follow_addresses(joined.as_ref());
-        match joined {
-            None => drop(ahead.group.found(ahead.identity.site.clone(), shards).await?),
+        let front = Front { tls, limits, endpoint };
+        let (ahead, disk) =
+            Ahead::open(config, clock, identity, &credentials, &front, disk).await?;
+        ahead.follow_addresses(disk.joined.as_ref());
+        match disk.joined {
+            None => drop(ahead.group.found(ahead.identity.site.clone(), disk.shards).await?),
             Some(_) => start::introduced(&ahead.group).await,
         }
         let info = NodeInfo {
@@ -323,22 +296,22 @@ impl Server {
             software: crate::SOFTWARE.to_owned(),
             protocol: (PEER_VERSION_MIN, PEER_VERSION),
         };
-        let name = &ahead.identity.name;
-        let me = start::register(&ahead.group, name, recovered.disk_id, &claim, info).await?;
+        let (name, disk_id) = (&ahead.identity.name, disk.recovered.disk_id);
+        let me = start::register(&ahead.group, name, disk_id, &disk.claim, info).await?;
         ahead.links.set_incarnation(me.incarnation);
         let queue = CommitQueue::new();
         let ground = Ground {
             me,
             group: Arc::clone(&ahead.group),
-            store,
+            store: disk.store,
             queue: queue.clone(),
             clock,
-            metrics: ahead.metrics.clone(),
+            metrics: ahead.doors.metrics.clone(),
         };
-        let (engine, asked) = start::engine(ground, recovered)?;
+        let (engine, asked) = start::engine(ground, disk.recovered)?;
         let sink = Sink(Arc::clone(&engine));
-        let commit = CommitThread::spawn(writer, queue, sink).map_err(StartError::Thread)?;
-        ahead.serve(guard, engine, asked, heard, commit, doors, open, tls, limits).await
+        let commit = CommitThread::spawn(disk.writer, queue, sink).map_err(StartError::Thread)?;
+        ahead.serve(front, engine, asked, commit).await
     }
 
     /// Lets a node join.
@@ -441,6 +414,63 @@ const CLOSE_MAX: Duration = Duration::from_secs(1);
 const STORE_CLOSE_MAX: Duration = Duration::from_secs(30);
 
 impl Ahead {
+    /// Opens the doors for other nodes, and takes this one's place in the metadata group.
+    async fn open(
+        config: Config,
+        clock: Clock,
+        identity: NodeIdentity,
+        credentials: &Credentials,
+        front: &Front,
+        disk: Disk,
+    ) -> Result<(Self, LogDisk), StartError> {
+        let Disk { node, shards, joined, meta, store, writer, recovered, claim } = disk;
+        let endpoint = &front.endpoint;
+        let address = endpoint
+            .local_addr()
+            .map_err(|source| EndpointError::Bind { address: config.listen.address, source })?;
+        let (site, name) = (identity.site.clone(), identity.name.clone());
+        let me = Me { site, node, name, shards };
+        let (peers, heard) = Peers::new();
+        let source: Arc<Peers> = Arc::clone(&peers);
+        let links = Links::new(endpoint.clone(), DialConfig::new(me.clone(), credentials)?, source);
+        let relays = Arc::new(Relays::new(endpoint.clone(), relay_config(credentials)?));
+        let stopping = CancellationToken::new();
+        let guard = stopping.clone().drop_guard();
+        let (open, shared) = watch::channel(None);
+        let doors = Arc::new(Doors {
+            metrics: Metrics::new(),
+            clock,
+            peers: PeerDoor::new(me, Arc::clone(&peers) as Arc<_>, stopping.clone()),
+            shared,
+            connections_max: config.limits.connections as usize,
+            connections: TaskTracker::new(),
+            stopping,
+        });
+        let tasks = TaskTracker::new();
+        let per_second = config.limits.handshakes_per_address;
+        tasks.spawn(doors::accept(Arc::clone(&doors), endpoint.clone(), per_second));
+        let transport = Arc::new(GroupLinks(links.clone()));
+        let group = MetaGroup::open(meta, node, transport, MetaTiming::default()).await?;
+        let group = Arc::new(group);
+        // Nobody else sets it.
+        let _ = peers.group.set(Arc::downgrade(&group));
+        let ahead = Self {
+            config,
+            identity,
+            address,
+            links,
+            peers,
+            heard,
+            relays,
+            group,
+            doors,
+            open,
+            tasks,
+            guard,
+        };
+        Ok((ahead, LogDisk { shards, joined, store, writer, recovered, claim }))
+    }
+
     /// Where others reach this node.
     fn addresses(&self) -> Vec<String> {
         let addresses = advertised(&self.config.listen.advertise, self.address);
@@ -451,7 +481,7 @@ impl Ahead {
     fn follow_addresses(&self, joined: Option<&Joined>) {
         let (group, links, peers) =
             (Arc::clone(&self.group), self.links.clone(), Arc::clone(&self.peers));
-        let stopping = self.stopping.clone();
+        let stopping = self.doors.stopping.clone();
         let introduced = joined.map(|joined| joined.nodes.clone()).unwrap_or_default();
         self.tasks.spawn(async move {
             let mut applied = group.applied();
@@ -473,32 +503,12 @@ impl Ahead {
         });
     }
 
-    #[expect(clippy::too_many_arguments, reason = "everything meets here, once")]
-    async fn serve(
-        self,
-        guard: DropGuard,
-        engine: Arc<Engine>,
-        asked: Asked,
-        heard: mpsc::Receiver<Heartbeat>,
-        commit: CommitHandle,
-        doors: Arc<Doors>,
-        open: watch::Sender<Option<Arc<Shared>>>,
-        tls: ReloadableTls,
-        limits: ConnectionLimits,
-    ) -> Result<Server, StartError> {
+    /// What all connections share.
+    fn shared(&self, engine: &Arc<Engine>) -> Arc<Shared> {
         let config = &self.config;
-        let http = match config.listen.http {
-            Some(address) => Some(
-                TcpListener::bind(address)
-                    .await
-                    .map_err(|source| StartError::Http { address, source })?,
-            ),
-            None => None,
-        };
-        let http_address = http.as_ref().and_then(|listener| listener.local_addr().ok());
         let inflight = config.limits.inflight_bytes_per_connection;
-        let shared = Arc::new(Shared {
-            engine: Arc::clone(&engine),
+        Arc::new(Shared {
+            engine: Arc::clone(engine),
             relays: Arc::clone(&self.relays),
             site: self.identity.site.clone(),
             node: self.identity.name.clone(),
@@ -510,59 +520,80 @@ impl Ahead {
             allow_anonymous: config.listen.allow_anonymous,
             streams_max: config.limits.streams_per_connection,
             inflight_bytes_max: u32::try_from(inflight).unwrap_or(u32::MAX),
-            connections: doors.connections.clone(),
-            stopping: self.stopping.clone(),
+            connections: self.doors.connections.clone(),
+            stopping: self.doors.stopping.clone(),
             draining: AtomicBool::new(false),
+        })
+    }
+
+    async fn http(&self, shared: &Arc<Shared>) -> Result<Option<SocketAddr>, StartError> {
+        let Some(address) = self.config.listen.http else { return Ok(None) };
+        let listener = TcpListener::bind(address)
+            .await
+            .map_err(|source| StartError::Http { address, source })?;
+        let bound = listener.local_addr().ok();
+        let serving = http::serve(Arc::clone(shared), listener);
+        self.tasks.spawn(async move {
+            if let Err(error) = serving.await {
+                tracing::error!(%error, "metrics and health are not served any more");
+            }
         });
+        Ok(bound)
+    }
+
+    /// Runs a task until the node stops.
+    fn run(&self, task: impl Future<Output = ()> + Send + 'static) {
+        let stopping = self.doors.stopping.clone();
+        self.tasks.spawn(async move {
+            let _ = stopping.run_until_cancelled(task).await;
+        });
+    }
+
+    async fn serve(
+        mut self,
+        front: Front,
+        engine: Arc<Engine>,
+        asked: Asked,
+        commit: CommitHandle,
+    ) -> Result<Server, StartError> {
+        let shared = self.shared(&engine);
         // Nobody else sets them.
         let _ = engine.links.set(self.links.clone());
         let _ = self.peers.engine.set(Arc::downgrade(&engine));
-        let tasks = self.tasks;
-        let until_stop = |task: std::pin::Pin<Box<dyn Future<Output = ()> + Send>>| {
-            let stopping = self.stopping.clone();
-            tasks.spawn(async move {
-                let _ = stopping.run_until_cancelled(task).await;
-            });
-        };
-        until_stop(Box::pin(metadata::watch_failure(Arc::clone(&engine))));
-        until_stop(Box::pin(metadata::run(Arc::clone(&engine))));
-        until_stop(Box::pin(heartbeats::run(Arc::clone(&shared), heard)));
-        until_stop(Box::pin(proposals::run(Arc::clone(&engine), asked.proposals)));
-        until_stop(Box::pin(install::run(Arc::clone(&engine), asked.installs)));
-        until_stop(Box::pin(members::run(Arc::clone(&shared))));
+        let (_, none) = mpsc::channel(1);
+        let heard = std::mem::replace(&mut self.heard, none);
+        self.run(metadata::watch_failure(Arc::clone(&engine)));
+        self.run(metadata::run(Arc::clone(&engine)));
+        self.run(heartbeats::run(Arc::clone(&shared), heard));
+        self.run(proposals::run(Arc::clone(&engine), asked.proposals));
+        self.run(install::run(Arc::clone(&engine), asked.installs));
+        self.run(members::run(Arc::clone(&shared)));
         let alone = engine.group.read(|site| site.nodes.len() <= 1);
         start::ready(&engine, alone).await?;
-        let marks = start::disk_marks(config);
+        let marks = start::disk_marks(&self.config);
         housekeeping::check_disk(&shared, &marks);
         let clock_guard = ClockGuard::new(engine.newest_record());
-        until_stop(Box::pin(housekeeping::run(Arc::clone(&shared), marks, clock_guard)));
-        open.send_replace(Some(Arc::clone(&shared)));
-        if let Some(listener) = http {
-            let serving = http::serve(Arc::clone(&shared), listener);
-            tasks.spawn(async move {
-                if let Err(error) = serving.await {
-                    tracing::error!(%error, "metrics and health are not served any more");
-                }
-            });
-        }
+        self.run(housekeeping::run(Arc::clone(&shared), marks, clock_guard));
+        let http_address = self.http(&shared).await?;
+        self.open.send_replace(Some(Arc::clone(&shared)));
         let Boot { node: number, incarnation } = engine.me;
         tracing::info!(
             address = %self.address, node = %shared.node, %number, %incarnation, site = %shared.site,
             "serving"
         );
-        guard.disarm();
+        self.guard.disarm();
         Ok(Server {
             shared,
-            doors,
+            doors: self.doors,
             links: self.links,
-            endpoint: self.endpoint,
+            endpoint: front.endpoint,
             address: self.address,
             http_address,
             pki_dir: self.config.pki_dir(),
-            tls,
-            connection_limits: limits,
+            tls: front.tls,
+            connection_limits: front.limits,
             commit,
-            tasks,
+            tasks: self.tasks,
         })
     }
 }

@@ -2,7 +2,7 @@
 
 use std::{fs, os::unix::fs::DirBuilderExt, path::Path, sync::Arc, time::Duration};
 
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep_until, timeout};
 
 use super::{
     StartError,
@@ -185,7 +185,7 @@ pub(super) async fn register(
                     tracing::warn!(%error, "waiting for the site to register this start");
                 }
                 told = true;
-                tokio::time::sleep(REGISTER_RETRY).await;
+                sleep_until(Instant::now() + REGISTER_RETRY).await;
             }
             Err(error) => return Err(error.into()),
         }
