@@ -125,17 +125,20 @@ pub const REPLICATION_FACTOR: usize = 3;
 // ---- replication ----
 
 /// How often replicas hear of each other when there is nothing else to say.
-pub const HEARTBEAT: Duration = Duration::from_millis(150);
-/// A node that was not heard for this long is down: six heartbeats, so that a lossy link does not depose a primary.
-pub const FENCE_AFTER: Duration = Duration::from_millis(900);
+pub const HEARTBEAT: Duration = Duration::from_millis(100);
+/// A node that was not heard for this long is down: seven heartbeats, so that neither a lossy link nor a machine that is
+/// busy for half a second deposes a primary.
+pub const FENCE_AFTER: Duration = Duration::from_millis(700);
 /// In a dispute of who hears whom, what was not heard for this long is not heard: less than [`FENCE_AFTER`], so that a
 /// primary is replaced before it can remove all others.
 pub const HEARD_WITHIN: Duration = Duration::from_millis(500);
+/// How long a node that asked for the lead of the metadata group waits before it asks again.
+pub const STAND_AGAIN: Duration = Duration::from_millis(500);
 /// A node that has not heard a majority of the voters for this long takes no publishes: longer than others need to replace
 /// it as a primary.
 pub const ISOLATED_AFTER: Duration = Duration::from_millis(1_500);
 /// A member of a commit set that has not what the primary had this long ago is removed, if enough stay.
-pub const LAG_MAX: Duration = Duration::from_millis(750);
+pub const LAG_MAX: Duration = Duration::from_millis(700);
 /// After a start of the whole site the controller waits this long for the other members of a set, to choose the best.
 pub const BOOT_WAIT: Duration = Duration::from_secs(10);
 /// A question to a replica, or a proposal, is asked again after this time without an answer.

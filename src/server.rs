@@ -495,6 +495,7 @@ impl Ahead {
                     links.set_peers(found.clone());
                     known = found;
                 }
+                peers.take_awake().into_iter().for_each(|node| links.wake(node));
                 tokio::select! {
                     () = stopping.cancelled() => return,
                     // The sender lives in the group.

@@ -89,7 +89,8 @@ impl Dialer {
             }
             self.race(&candidates).await
         };
-        let session = timeout(self.timeout, round).await.unwrap_or_else(|_| Err(self.unreachable()))?;
+        let session =
+            timeout(self.timeout, round).await.unwrap_or_else(|_| Err(self.unreachable()))?;
         let told = session.welcome.nodes.iter().flat_map(|node| &node.addresses);
         let told: Vec<Address> =
             told.filter_map(|address| address.parse().ok()).take(ADDRESSES_TOLD_MAX).collect();

@@ -370,6 +370,15 @@ impl MetaGroup {
         let _ = tokio::task::spawn_blocking(move || disk.close()).await;
     }
 
+    /// Asks for votes now. Members that hear a leader refuse; when the leader is known to be gone, this is sooner than
+    /// their drawn times, and no two stand at once if only one of them is told to.
+    ///
+    /// # Errors
+    /// [`GroupError`] when the group has ended.
+    pub async fn stand(&self) -> Result<(), GroupError> {
+        self.raft.trigger().elect().await.map_err(|error| self.broken(&error))
+    }
+
     /// The only voter asks nobody and waits for no timeout: it leads once it has written that it does.
     async fn lead_alone(&self) -> Result<(), GroupError> {
         self.raft.trigger().elect().await.map_err(|error| self.broken(&error))?;

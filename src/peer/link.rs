@@ -309,6 +309,11 @@ impl Link {
         }
     }
 
+    pub(super) fn wake(&self) {
+        // Whoever is connected finds the same address, and stays.
+        self.address.send_modify(|_| {});
+    }
+
     pub(super) fn status(&self) -> LinkStatus {
         let (control, data) = (self.control.now(), self.data.now());
         let since = control.as_ref().zip(data.as_ref()).map(|(c, d)| c.since.max(d.since));

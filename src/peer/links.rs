@@ -87,6 +87,13 @@ impl Links {
         }
     }
 
+    /// A peer has just shown that it is there: a dial that waits for it begins anew, at once.
+    pub fn wake(&self, node: NodeId) {
+        if let Some(link) = self.inner.link(node) {
+            link.wake();
+        }
+    }
+
     /// The boot that later connections name. Those that are open stay: messages carry boots of their own.
     pub fn set_incarnation(&self, incarnation: Incarnation) {
         self.inner.dialler.set_incarnation(incarnation);

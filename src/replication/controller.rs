@@ -69,6 +69,12 @@ impl Controller {
         heard.map(|(node, _)| *node).collect()
     }
 
+    /// Whether a node was heard of lately enough not to count as down, in whatever boot.
+    #[must_use]
+    pub fn lives(&self, node: NodeId, now: Duration) -> bool {
+        self.heard.get(&node).is_some_and(|heard| now <= heard.at + FENCE_AFTER)
+    }
+
     /// Whom another node says it hears, with a heartbeat that was taken by [`Self::heartbeat`].
     pub fn reported(&mut self, from: Boot, hears: Vec<NodeId>, now: Duration) {
         if self.heard.get(&from.node).is_some_and(|heard| heard.boot == from) {

@@ -30,7 +30,7 @@ pub(super) async fn run(shared: Arc<Shared>) {
             }
         }
         // What was led by others when they were lost may have come here.
-        if drains && engine.slots.iter().any(|slot| leads(slot)) {
+        if drains && engine.slots.iter().any(leads) {
             hand_over_all(&engine).await;
         }
         let again = Instant::now() + GIVE_AWAY_MAX;
@@ -92,7 +92,9 @@ async fn leave_sets(engine: &Engine) {
     let mine = |slot: &&Slot| {
         let core = slot.lock();
         let config = core.replica.config();
-        config.primary != Some(engine.me) && config.set.contains(&engine.me.node) && config.can_shrink()
+        config.primary != Some(engine.me)
+            && config.set.contains(&engine.me.node)
+            && config.can_shrink()
     };
     for slot in engine.slots.iter().filter(mine) {
         let expect_version = slot.lock().replica.config().version;

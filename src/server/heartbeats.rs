@@ -10,7 +10,7 @@ use tokio::{
 
 use super::{connection::Shared, engine::Engine, slot::Slot};
 use crate::{
-    limits::{HEARTBEAT, ISOLATED_AFTER},
+    limits::{HEARTBEAT, ISOLATED_AFTER, STAND_AGAIN},
     peer::Heartbeat,
     replication::{Controller, LogEnd, ShardDigest},
     types::{NodeId, ShardId},
@@ -22,6 +22,8 @@ struct Pulse {
     sent: u64,
     /// When a majority of the voters was heard last.
     majority_at: Duration,
+    /// When this node asked for the lead of the metadata group last.
+    stood_at: Duration,
 }
 
 /// Runs until the node stops.
@@ -30,7 +32,8 @@ pub(super) async fn run(shared: Arc<Shared>, mut heard: mpsc::Receiver<Heartbeat
     let mut applied = engine.group.applied();
     let mut leader = engine.group.leader();
     let now = engine.clock.uptime();
-    let mut pulse = Pulse { controller: Controller::new(now), sent: 0, majority_at: now };
+    let mut pulse =
+        Pulse { controller: Controller::new(now), sent: 0, majority_at: now, stood_at: now };
     let mut ticks = interval(HEARTBEAT);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -46,6 +49,11 @@ pub(super) async fn run(shared: Arc<Shared>, mut heard: mpsc::Receiver<Heartbeat
             _ = leader.changed() => {}
         }
         pulse.decide(&engine);
+        if pulse.must_stand(&engine)
+            && let Err(error) = engine.group.stand().await
+        {
+            tracing::debug!(%error, "cannot stand for the metadata group");
+        }
     }
 }
 
@@ -98,6 +106,25 @@ impl Pulse {
     fn hear(&mut self, engine: &Engine, beat: Heartbeat) {
         let now = engine.clock.uptime();
         self.controller.heartbeat(beat.from, &beat.digests, now);
+    }
+
+    /// Whether this node is to ask for the lead of the metadata group: its leader is gone, and of the voters that live this
+    /// is the one with the lowest number.
+    fn must_stand(&mut self, engine: &Engine) -> bool {
+        let now = engine.clock.uptime();
+        let Some(leader) = *engine.group.leader().borrow() else { return false };
+        let me = engine.me.node;
+        if leader == me || self.controller.lives(leader, now) || now < self.stood_at + STAND_AGAIN {
+            return false;
+        }
+        let (voters, _) = engine.group.members();
+        let lives = |node: &NodeId| *node == me || self.controller.lives(*node, now);
+        let first = voters.iter().copied().filter(lives).min();
+        let stands = first == Some(me) && voters.contains(&me);
+        if stands {
+            self.stood_at = now;
+        }
+        stands
     }
 
     /// Proposes elections, while this node leads the group.

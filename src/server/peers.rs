@@ -1,7 +1,7 @@
 //! What comes from other nodes, and where links read what they send.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
     sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak},
     time::Duration,
@@ -30,7 +30,9 @@ pub(super) struct Peers {
     heartbeats: mpsc::Sender<Heartbeat>,
     /// Where each node has come from last.
     seen: Mutex<BTreeMap<NodeId, SocketAddr>>,
-    /// A node has come from somewhere else.
+    /// Nodes that have come since that was looked at.
+    awake: Mutex<BTreeSet<NodeId>>,
+    /// A node has come.
     pub(super) came: Notify,
 }
 
@@ -43,6 +45,7 @@ impl Peers {
             engine: OnceLock::new(),
             heartbeats,
             seen: Mutex::default(),
+            awake: Mutex::default(),
             came: Notify::new(),
         };
         (Arc::new(peers), heard)
@@ -51,6 +54,15 @@ impl Peers {
     /// Where nodes have come from: they dial from the socket on which they listen.
     pub(super) fn seen_at(&self) -> Vec<(NodeId, String)> {
         self.seen().iter().map(|(node, address)| (*node, address.to_string())).collect()
+    }
+
+    /// Nodes that have come since the last call.
+    pub(super) fn take_awake(&self) -> BTreeSet<NodeId> {
+        std::mem::take(&mut *self.awake())
+    }
+
+    fn awake(&self) -> MutexGuard<'_, BTreeSet<NodeId>> {
+        self.awake.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn seen(&self) -> MutexGuard<'_, BTreeMap<NodeId, SocketAddr>> {
@@ -69,9 +81,9 @@ impl Peers {
 impl PeerSink for Peers {
     fn came(&self, node: NodeId, from: SocketAddr) {
         // Bounded by the nodes that the site knows.
-        if self.seen().insert(node, from) != Some(from) {
-            self.came.notify_one();
-        }
+        self.seen().insert(node, from);
+        self.awake().insert(node);
+        self.came.notify_one();
     }
 
     fn knows(&self, node: NodeId, name: &NodeName) -> bool {

@@ -153,7 +153,7 @@ impl World {
         }
     }
 
-    /// Somebody proposes a node as the primary, for no good reason.
+    /// Somebody proposes a node as the primary for no good reason, or a member to leave the set.
     fn elect(&mut self, at: usize) {
         let newest = std::rc::Rc::clone(self.metadata.newest());
         let Some(node) = self.nodes[at].disk.durable.ident.node else { return };
@@ -161,7 +161,13 @@ impl World {
         let primary = Boot { node, incarnation };
         let expect_version = newest.config.version;
         let delay = self.network.delay();
-        let change = ShardChange::Elect { expect_version, primary, drop: Vec::new() };
+        let member = newest.config.set.contains(&node) && newest.config.primary != Some(primary);
+        // As one that is about to stop.
+        let leaves = member && expect_version.is_multiple_of(3);
+        let change = match leaves {
+            true => ShardChange::Leave { expect_version, replica: primary },
+            false => ShardChange::Elect { expect_version, primary, drop: Vec::new() },
+        };
         self.schedule(delay, Event::Propose(change));
     }
 

@@ -138,7 +138,7 @@ async fn a_cut_in_one_direction_is_noticed_and_the_other_direction_goes_on() {
     relay.forth.send_replace(false);
     let cut = Instant::now();
     until(|| link(&b).connected_for.is_none()).await;
-    assert!(cut.elapsed() < PEER_IDLE_TIMEOUT + 8 * HEARTBEAT, "{:?}", cut.elapsed());
+    assert!(cut.elapsed() < 2 * PEER_IDLE_TIMEOUT, "{:?}", cut.elapsed());
     assert!(link(&c).connected_for.is_some_and(|time| time >= cut.elapsed()));
     assert!(b.links.call(a.id, Bytes::new(), SOON).await.is_ok(), "it has dialled for itself");
 
