@@ -39,6 +39,10 @@ torture secs="60" seeds="5" seed="":
     DUNLIN_TORTURE_SECS={{ secs }} DUNLIN_TORTURE_SEEDS={{ seeds }} DUNLIN_SEED={{ seed }} \
         cargo test --test torture torture_for_long -- --nocapture
 
+# From a fault to the next ack that clients see, by this many trials of each kind.
+failover trials="20":
+    DUNLIN_FAILOVER={{ trials }} cargo test --release --test torture failover_times -- --nocapture
+
 # The replicated log under faults, in one thread: 300 seeds. `just sim 17` or `just sim seed=17` replays one, with its trace.
 sim seed="":
     DUNLIN_SIM_SEED={{ trim_start_match(seed, "seed=") }} cargo test --release --lib sim::nothing -- --nocapture

@@ -95,9 +95,10 @@ impl Fault {
         matches!(self, Self::KillAll | Self::Rolling)
     }
 
-    /// Whether a site of three or more must take publishes while it lasts.
+    /// Whether all clients of a site of three or more must get on while it lasts. Those that stay with a primary that is
+    /// cut from the others do not.
     pub(crate) fn is_survived(self) -> bool {
-        !matches!(self, Self::KillAll | Self::FullDisk(_))
+        !matches!(self, Self::KillAll | Self::FullDisk(_) | Self::CutPrimary)
     }
 }
 

@@ -17,6 +17,7 @@
 #[path = "../history/mod.rs"]
 mod history;
 
+mod failover;
 mod fault;
 mod network;
 mod site;
@@ -309,6 +310,20 @@ fn torture_for_long() {
             torture(site, &plan).await
         });
     }
+}
+
+/// The table of failover times, with as many trials of each kind as `DUNLIN_FAILOVER` says.
+#[test]
+fn failover_times() {
+    let Some(count) = number_from("DUNLIN_FAILOVER") else { return };
+    let network = switched(failover::SHAPE);
+    let has_cables = network.is_some();
+    let mut trials = failover::Trial::ALL.to_vec();
+    trials.retain(|trial| has_cables || *trial != failover::Trial::PrimaryUnplugged);
+    block_on(network.unwrap_or(Network::Loopback), async |network| {
+        let site = Site::start(failover::SHAPE, network).await;
+        failover::measure(site, &trials, usize::try_from(count).unwrap()).await;
+    });
 }
 
 fn seeds() -> usize {

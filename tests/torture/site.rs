@@ -47,8 +47,6 @@ struct Node {
     child: Option<Child>,
     is_paused: bool,
     has_own_disk: bool,
-    /// Variables of its process.
-    variables: Vec<(String, String)>,
 }
 
 impl Site {
@@ -62,7 +60,6 @@ impl Site {
             child: None,
             is_paused: false,
             has_own_disk: false,
-            variables: Vec::new(),
         };
         let nodes: Vec<Node> = (0..shape.nodes()).map(node).collect();
         let admin = dir.path().join("admin.toml");
@@ -147,7 +144,6 @@ impl Site {
             .arg(self.address_file(number))
             // Ends with us, however we end.
             .arg("--stop-with-stdin")
-            .envs(self.nodes[number].variables.iter().cloned())
             .env_remove("NOTIFY_SOCKET")
             .env_remove("JOURNAL_STREAM")
             .stdin(Stdio::piped())
@@ -189,10 +185,15 @@ impl Site {
         self.nodes[number].is_paused = false;
     }
 
+    /// Tells a node to end in order.
+    pub(crate) fn begin_stop(&self, number: usize) {
+        self.signal(number, Signal::TERM);
+    }
+
     /// Ends a node in order. Returns how long that took.
     pub(crate) async fn stop(&mut self, number: usize) -> Result<Duration, String> {
         let begun = Instant::now();
-        self.signal(number, Signal::TERM);
+        self.begin_stop(number);
         loop {
             let Some(child) = self.nodes[number].child.as_mut() else {
                 return Ok(begun.elapsed());
@@ -330,11 +331,6 @@ impl Site {
         while file.write_all(&zeros[..512]).is_ok() {}
     }
 
-    /// Sets a variable of a node's next process.
-    pub(crate) fn set_variable(&mut self, number: usize, name: &str, value: &str) {
-        self.nodes[number].variables.push((name.into(), value.into()));
-    }
-
     pub(crate) fn dir(&self) -> &Path {
         self.dir.path()
     }
@@ -352,7 +348,7 @@ impl Site {
         let mut text = String::new();
         for number in self.nodes() {
             let log = fs::read_to_string(self.log_file(number)).unwrap_or_default();
-            let lines: Vec<&str> = log.lines().collect();
+            let lines: Vec<&str> = log.lines().filter(|l| !l.contains(" openraft::")).collect();
             let last = &lines[lines.len().saturating_sub(LOG_LINES)..];
             text.push_str(&format!("--- {}\n{}\n", self.name(number), last.join("\n")));
         }
