@@ -32,6 +32,17 @@ fuzz-all secs="60": (_tool "cargo-fuzz" fuzz_version)
 kills n="50":
     DUNLIN_KILLS={{ n }} cargo test --test main kills:: -- --nocapture
 
+# Sites of several processes under load and faults, so many seeds of so many seconds each; with root they get networks and disks
+# that fail. `just torture 60 1 17` repeats seed 17; `DUNLIN_TORTURE_FAULTS=kill,pause` names the kinds, `DUNLIN_TORTURE_KEEP=1`
+# keeps the files of a run that failed.
+torture secs="60" seeds="5" seed="":
+    DUNLIN_TORTURE_SECS={{ secs }} DUNLIN_TORTURE_SEEDS={{ seeds }} DUNLIN_SEED={{ seed }} \
+        cargo test --test torture torture_for_long -- --nocapture
+
+# From a fault to the next ack that clients see, by this many trials of each kind.
+failover trials="20":
+    DUNLIN_FAILOVER={{ trials }} cargo test --release --test torture failover_times -- --nocapture
+
 # The replicated log under faults, in one thread: 300 seeds. `just sim 17` or `just sim seed=17` replays one, with its trace.
 sim seed="":
     DUNLIN_SIM_SEED={{ trim_start_match(seed, "seed=") }} cargo test --release --lib sim::nothing -- --nocapture

@@ -13,6 +13,7 @@
 
 mod api;
 mod crash;
+mod history;
 mod kills;
 mod tidy;
 mod wire;

@@ -7,20 +7,20 @@ use std::{
 
 /// What one operation published. No two operations publish the same.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Value {
-    pub(super) producer: usize,
-    pub(super) n: u64,
+pub(crate) struct Value {
+    pub(crate) producer: usize,
+    pub(crate) n: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Place {
-    pub(super) topic: usize,
-    pub(super) partition: u32,
-    pub(super) offset: u64,
+pub(crate) struct Place {
+    pub(crate) topic: usize,
+    pub(crate) partition: u32,
+    pub(crate) offset: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Outcome {
+pub(crate) enum Outcome {
     Ok(Place),
     /// It is not stored and never will be.
     Failed,
@@ -30,39 +30,41 @@ pub(super) enum Outcome {
 
 /// One record from its `send` to what its producer was told. `invoked` and `settled` count the events of the whole run.
 #[derive(Clone, Debug)]
-pub(super) struct Operation {
-    pub(super) value: Value,
-    pub(super) topic: usize,
-    pub(super) key: u64,
-    pub(super) invoked: u64,
-    pub(super) settled: u64,
-    pub(super) outcome: Outcome,
+pub(crate) struct Operation {
+    pub(crate) value: Value,
+    pub(crate) topic: usize,
+    pub(crate) key: u64,
+    pub(crate) invoked: u64,
+    pub(crate) settled: u64,
+    pub(crate) outcome: Outcome,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Seen {
-    pub(super) place: Place,
-    pub(super) value: Value,
+pub(crate) struct Seen {
+    pub(crate) place: Place,
+    pub(crate) value: Value,
 }
 
 /// What one reader of one topic saw, in its order, from offset 0 on.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Session {
-    pub(super) topic: usize,
-    pub(super) seen: Vec<Seen>,
+pub(crate) struct Session {
+    pub(crate) topic: usize,
+    /// Who read, for people.
+    pub(crate) reader: String,
+    pub(crate) seen: Vec<Seen>,
 }
 
 #[derive(Clone, Debug, Default)]
-pub(super) struct History {
-    pub(super) operations: Vec<Operation>,
-    pub(super) live: Vec<Session>,
-    /// A read of each topic after everything has ended.
-    pub(super) last: Vec<Session>,
+pub(crate) struct History {
+    pub(crate) operations: Vec<Operation>,
+    pub(crate) live: Vec<Session>,
+    /// Reads of each topic after everything has ended, at least one of each: through every node there is.
+    pub(crate) last: Vec<Session>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Anomaly {
-    /// Acked, and not in the last read.
+pub(crate) enum Anomaly {
+    /// Acked, and missing in a last read.
     Lost,
     /// Read at two places.
     Duplicated,
@@ -80,12 +82,12 @@ pub(super) enum Anomaly {
     Skipped,
     /// A reader was given an offset again, or an earlier one.
     Nonmonotonic,
-    /// A live reader and the last read do not say the same.
+    /// A live reader and a last read, or two last reads, do not say the same.
     Differing,
 }
 
 impl Anomaly {
-    pub(super) const ALL: [Self; 10] = [
+    pub(crate) const ALL: [Self; 10] = [
         Self::Lost,
         Self::Duplicated,
         Self::Inconsistent,
@@ -101,15 +103,15 @@ impl Anomaly {
 
 /// What is wrong, in words, by kind. Its display is the count of every kind.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Findings(BTreeMap<Anomaly, Vec<String>>);
+pub(crate) struct Findings(BTreeMap<Anomaly, Vec<String>>);
 
 impl Findings {
-    pub(super) fn is_clean(&self) -> bool {
+    pub(crate) fn is_clean(&self) -> bool {
         self.0.is_empty()
     }
 
     /// Some of each kind.
-    pub(super) fn examples(&self) -> String {
+    pub(crate) fn examples(&self) -> String {
         let some = self.0.iter().flat_map(|(kind, found)| {
             found.iter().take(5).map(move |what| format!("{kind:?}: {what}\n"))
         });
@@ -131,7 +133,7 @@ impl fmt::Display for Findings {
     }
 }
 
-pub(super) fn check(history: &History) -> Findings {
+pub(crate) fn check(history: &History) -> Findings {
     let mut found = Findings::default();
     for session in history.live.iter().chain(&history.last) {
         check_session(session, &mut found);
@@ -140,7 +142,7 @@ pub(super) fn check(history: &History) -> Findings {
     check_outcomes(history, &mut found);
     check_order(&history.operations, &mut found);
     check_time(&history.operations, &mut found);
-    check_live(history, &mut found);
+    check_same(history, &mut found);
     found
 }
 
@@ -194,16 +196,21 @@ fn check_outcomes(history: &History, found: &mut Findings) {
             None => found.add(Anomaly::Phantom, format!("{seen:?} was not sent")),
         }
     }
-    let mut last: BTreeMap<Value, Vec<Place>> = BTreeMap::new();
-    for seen in history.last.iter().flat_map(|session| &session.seen) {
-        last.entry(seen.value).or_default().push(seen.place);
-    }
-    for (operation, place) in acked(&history.operations) {
-        match last.get(&operation.value) {
-            None => found.add(Anomaly::Lost, format!("{operation:?}")),
-            Some(places) if places.contains(&place) => {}
-            Some(places) => {
-                found.add(Anomaly::Inconsistent, format!("{operation:?} read at {places:?}"));
+    for session in &history.last {
+        let mut last: BTreeMap<Value, Vec<Place>> = BTreeMap::new();
+        for seen in &session.seen {
+            last.entry(seen.value).or_default().push(seen.place);
+        }
+        let reader = &session.reader;
+        let of_topic = acked(&history.operations).filter(|(o, _)| o.topic == session.topic);
+        for (operation, place) in of_topic {
+            match last.get(&operation.value) {
+                None => found.add(Anomaly::Lost, format!("{operation:?} for {reader}")),
+                Some(places) if places.contains(&place) => {}
+                Some(places) => {
+                    let what = format!("{operation:?} read at {places:?} by {reader}");
+                    found.add(Anomaly::Inconsistent, what);
+                }
             }
         }
     }
@@ -254,14 +261,23 @@ fn check_time(operations: &[Operation], found: &mut Findings) {
     }
 }
 
-fn check_live(history: &History, found: &mut Findings) {
-    for live in &history.live {
-        let of_topic = history.last.iter().filter(|last| last.topic == live.topic);
-        let last: BTreeSet<&Seen> = of_topic.flat_map(|last| &last.seen).collect();
-        let live: BTreeSet<&Seen> = live.seen.iter().collect();
-        for seen in live.symmetric_difference(&last) {
-            let by = if live.contains(seen) { "the live reader" } else { "the last read" };
-            found.add(Anomaly::Differing, format!("{seen:?} was seen by {by} alone"));
+/// Whoever read a topic read the same: each against the first of the last reads.
+fn check_same(history: &History, found: &mut Findings) {
+    let mut firsts: BTreeMap<usize, (&str, BTreeSet<&Seen>)> = BTreeMap::new();
+    for last in &history.last {
+        let seen = || (last.reader.as_str(), last.seen.iter().collect());
+        firsts.entry(last.topic).or_insert_with(seen);
+    }
+    for session in history.live.iter().chain(&history.last) {
+        let Some((reader, first)) = firsts.get(&session.topic) else { continue };
+        let these: BTreeSet<&Seen> = session.seen.iter().collect();
+        for seen in these.symmetric_difference(first) {
+            let (by, not_by) = match these.contains(seen) {
+                true => (session.reader.as_str(), *reader),
+                false => (*reader, session.reader.as_str()),
+            };
+            let what = format!("{seen:?} was seen by {by} and not by {not_by}");
+            found.add(Anomaly::Differing, what);
         }
     }
 }
@@ -302,11 +318,13 @@ mod tests {
             settled: 2 * n + 1,
             outcome: Outcome::Ok(place(n)),
         });
-        let session = Session { topic: 0, seen: (0..5).map(|n| seen(n, n)).collect() };
+        let seen: Vec<_> = (0..5).map(|n| seen(n, n)).collect();
+        let session =
+            |reader: &str| Session { topic: 0, reader: reader.into(), seen: seen.clone() };
         History {
             operations: operations.collect(),
-            live: vec![session.clone()],
-            last: vec![session],
+            live: vec![session("live reader")],
+            last: vec![session("last read")],
         }
     }
 
@@ -438,6 +456,21 @@ mod tests {
         finds(&[Anomaly::Nonmonotonic], |history| history.live[0].seen.push(seen(4, 4)));
         finds(&[Anomaly::Skipped, Anomaly::Nonmonotonic], |history| {
             history.live[0].seen.swap(1, 2);
+        });
+    }
+
+    #[test]
+    fn a_node_that_has_less_than_another_is_found() {
+        finds(&[Anomaly::Lost, Anomaly::Differing], |history| {
+            let mut other = history.last[0].clone();
+            other.seen.pop();
+            history.last.push(other);
+        });
+        finds(&[Anomaly::Differing], |history| {
+            history.operations[4].outcome = Outcome::Unknown;
+            let mut other = history.last[0].clone();
+            other.seen.pop();
+            history.last.push(other);
         });
     }
 
