@@ -34,7 +34,7 @@ pub(super) async fn run(shared: Arc<Shared>, mut heard: mpsc::Receiver<Heartbeat
         tokio::select! {
             () = shared.stopping.cancelled() => return,
             _ = ticks.tick() => pulse.beat(&shared),
-            Some(beat) = heard.recv() => pulse.hear(&engine, beat),
+            Some(beat) = heard.recv() => pulse.hear(&shared, &beat),
             // The senders live in the group.
             _ = applied.changed() => {}
             _ = leader.changed() => {}
@@ -60,11 +60,13 @@ impl Pulse {
         if let Some(links) = engine.links.get() {
             links.heartbeat(&beat);
         }
-        self.controller.heartbeat(beat.from, &beat.digests, engine.clock.uptime());
+        shared.liveness.retain(|node| engine.group.read(|site| site.nodes.contains_key(&node)));
+        self.hear(shared, &beat);
     }
 
-    fn hear(&mut self, engine: &Engine, beat: Heartbeat) {
-        let now = engine.clock.uptime();
+    fn hear(&mut self, shared: &Shared, beat: &Heartbeat) {
+        let now = shared.engine.clock.uptime();
+        shared.liveness.take(beat, now);
         self.controller.heartbeat(beat.from, &beat.digests, now);
     }
 
