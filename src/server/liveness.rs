@@ -130,7 +130,10 @@ mod tests {
     fn a_node_is_up_since_it_was_heard_and_down_since_it_was_not() {
         let table = LivenessTable::default();
         assert_eq!(table.of(NodeId(2), FENCE_AFTER), None, "it had no time to be heard");
-        assert_eq!(table.of(NodeId(2), 5 * SECOND).map(|l| (l.up, l.since_ms)), Some((false, 5_000)));
+        assert_eq!(
+            table.of(NodeId(2), 5 * SECOND).map(|l| (l.up, l.since_ms)),
+            Some((false, 5_000))
+        );
         table.take(&beat(2, 7, 1), 5 * SECOND);
         table.take(&beat(2, 7, 1), 5 * SECOND + FENCE_AFTER);
         let up = table.of(NodeId(2), 6 * SECOND);

@@ -27,7 +27,10 @@ pub(super) async fn run(shared: Arc<Shared>) {
             () = shared.stopping.cancelled() => return,
             _ = ticks.tick() => {}
             // The senders live in the group.
-            _ = leader.changed() => {}
+            _ = leader.changed() => match *leader.borrow_and_update() {
+                Some(node) => tracing::info!(%node, "metadata has a leader"),
+                None => tracing::warn!("metadata has no leader: it cannot change"),
+            },
             _ = applied.changed() => {
                 // A new node is not to wait; the rest has time.
                 let nodes = engine.group.read(|site| site.nodes.len());
@@ -47,7 +50,10 @@ async fn look_after(engine: &Engine) {
     for command in engine.group.read(place) {
         engine.ask(command);
     }
-    let Some(change) = engine.group.read(|site| wanted(site, &engine.group.members(), engine.group.status().leader)) else {
+    let Some(change) = engine
+        .group
+        .read(|site| wanted(site, &engine.group.members(), engine.group.status().leader))
+    else {
         return;
     };
     let made = match change {
@@ -80,7 +86,8 @@ pub(super) async fn let_go(group: &MetaGroup, node: NodeId) -> Result<(), GroupE
     group.read(|site| site.check_unused(node))?;
     let (voters, learners) = group.members();
     if voters == [node] {
-        let able = |other: &&NodeId| **other != node && group.read(|site| has_started(site, **other));
+        let able =
+            |other: &&NodeId| **other != node && group.read(|site| has_started(site, **other));
         if let Some(heir) = learners.iter().find(able) {
             group.promote(*heir).await?;
         }

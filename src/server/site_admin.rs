@@ -17,8 +17,7 @@ use crate::{
     replication::ShardConfig,
     types::{Address, InviteSecret, NodeId, NodeRole, ShardId, Timestamp},
     wire::{
-        Answer, ClusterNode, ClusterShard, ClusterStatus, Code, Fault, Invited, Liveness,
-        NodeInfo,
+        Answer, ClusterNode, ClusterShard, ClusterStatus, Code, Fault, Invited, Liveness, NodeInfo,
     },
 };
 
