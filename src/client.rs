@@ -31,7 +31,11 @@
 //! has no ack, under the same producer sequence, so that it is stored once; subscribers go on at the offset behind the
 //! last record that they gave out.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 mod backoff;
 mod cluster;
@@ -214,9 +218,10 @@ impl ClientBuilder<'_> {
         };
         let endpoint = endpoint::client(Arc::new(tls), &limits)
             .map_err(|error| ConnectError::Endpoint(Arc::new(error)))?;
-        let addresses =
-            if self.servers.is_empty() { self.profile.addresses.clone() } else { self.servers };
-        let dialer = Dialer { endpoint, addresses, timeout: self.connect_timeout };
+        let fixed = !self.servers.is_empty();
+        let addresses = if fixed { self.servers } else { self.profile.addresses.clone() };
+        let (timeout, told) = (self.connect_timeout, Mutex::default());
+        let dialer = Dialer { endpoint, addresses, timeout, fixed, told };
         let link = Arc::new(Link::new(dialer, self.request_timeout));
         link.session().await?;
         Ok(Client { link })

@@ -131,6 +131,9 @@ pub const FENCE_AFTER: Duration = Duration::from_millis(900);
 /// In a dispute of who hears whom, what was not heard for this long is not heard: less than [`FENCE_AFTER`], so that a
 /// primary is replaced before it can remove all others.
 pub const HEARD_WITHIN: Duration = Duration::from_millis(500);
+/// A node that has not heard a majority of the voters for this long takes no publishes: longer than others need to replace
+/// it as a primary.
+pub const ISOLATED_AFTER: Duration = Duration::from_millis(1_500);
 /// A member of a commit set that has not what the primary had this long ago is removed, if enough stay.
 pub const LAG_MAX: Duration = Duration::from_millis(750);
 /// After a start of the whole site the controller waits this long for the other members of a set, to choose the best.
@@ -175,6 +178,14 @@ pub const META_VOTERS_MAX: usize = 5;
 pub const REGISTER_RETRY: Duration = Duration::from_millis(250);
 /// How long the start of a node on a site of several waits for every partition to have a leader.
 pub const READY_MAX: Duration = Duration::from_secs(15);
+/// How long a node that stops tries to hand its shards over; what is left fails over.
+pub const GIVE_AWAY_MAX: Duration = Duration::from_secs(2);
+/// How long it waits to be let out of commit sets.
+pub const LEAVE_MAX: Duration = Duration::from_millis(500);
+/// How often it looks whether that is done.
+pub const DRAIN_LOOK: Duration = Duration::from_millis(20);
+/// How long a replica must have kept pace before the shard that it should lead is handed to it.
+pub const PREFERRED_AFTER: Duration = Duration::from_secs(10);
 /// How long a batch waits for a connection to the node that leads its partition. A client asks again after it.
 pub const RELAY_DIAL_MAX: Duration = Duration::from_secs(1);
 /// A connection over which batches are passed on, and that hears nothing for so long, is dead.
@@ -199,9 +210,9 @@ pub const UNFINISHED_BYTES_MAX: usize = 16 * 1024 * 1024;
 pub const IDLE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How often a side that hears nothing asks: a third of the idle timeout, so that two lost packets do not kill.
 pub const KEEP_ALIVE: Duration = Duration::from_millis(3_333);
-/// How often a client asks: a node that was restarted answers with a reset, so that a reader that only listens learns
-/// within a second that it must connect again.
-pub const CLIENT_KEEP_ALIVE: Duration = Duration::from_secs(1);
+/// How often a client asks: so that one that only listens learns within about a second that its node is gone. A node that
+/// was restarted answers with a reset.
+pub const CLIENT_KEEP_ALIVE: Duration = Duration::from_millis(500);
 /// Time for a client from handshake to `Hello`. A silent one is closed with `HelloTimeout`.
 pub const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
 /// Time for one request frame to arrive whole. A slower one is answered with `Timeout`.

@@ -6,6 +6,7 @@ mod acks;
 mod clock;
 mod connection;
 mod doors;
+mod drain;
 mod engine;
 mod heartbeats;
 mod housekeeping;
@@ -36,7 +37,7 @@ use std::{
     io,
     net::SocketAddr,
     path::PathBuf,
-    sync::{Arc, atomic::AtomicBool},
+    sync::{Arc, Mutex, atomic::AtomicBool},
     time::Duration,
 };
 
@@ -356,6 +357,7 @@ impl Server {
     /// When the log could not be closed in order; it is as safe as after a power cut.
     pub async fn stop(self) -> Result<(), StoreError> {
         tracing::info!("stopping");
+        drain::give_away(&self.shared).await;
         self.shared.stopping.cancel();
         self.doors.connections.close();
         self.tasks.close();
@@ -523,6 +525,7 @@ impl Ahead {
             connections: self.doors.connections.clone(),
             stopping: self.doors.stopping.clone(),
             draining: AtomicBool::new(false),
+            leave: Mutex::new(self.doors.stopping.child_token()),
         })
     }
 
@@ -569,6 +572,7 @@ impl Ahead {
         self.run(install::run(Arc::clone(&engine), asked.installs));
         self.run(members::run(Arc::clone(&shared)));
         self.run(members::watch_removal(Arc::clone(&engine), self.links.removed()));
+        self.run(drain::run(Arc::clone(&shared)));
         let alone = engine.group.read(|site| site.nodes.len() <= 1);
         start::ready(&engine, alone).await?;
         let marks = start::disk_marks(&self.config);

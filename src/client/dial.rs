@@ -3,16 +3,17 @@
 use std::{
     net::{IpAddr, SocketAddr},
     sync::{
-        Arc,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
 };
 
-use quinn::{Connection, Endpoint};
+use quinn::{Connection, ConnectionError, Endpoint};
+use rand::seq::SliceRandom as _;
 use tokio::{
     task::JoinSet,
-    time::{Instant, sleep_until, timeout},
+    time::{Instant, MissedTickBehavior, interval, sleep_until, timeout},
 };
 use tracing::{debug, info};
 
@@ -25,7 +26,7 @@ use super::{
 };
 use crate::{
     net::{Address, authority::NODE_SERVER_NAME},
-    wire::{FrameType, GoAway, Hello, PROTOCOL_VERSION, PROTOCOL_VERSION_MIN, Welcome},
+    wire::{CloseCode, FrameType, GoAway, Hello, PROTOCOL_VERSION, PROTOCOL_VERSION_MIN, Welcome},
 };
 
 /// A connection whose node has answered the greeting.
@@ -35,7 +36,7 @@ pub(super) struct Session {
     pub(super) welcome: Welcome,
     pub(super) address: Address,
     leaving: Arc<AtomicBool>,
-    /// Reads the control stream; ends with the session.
+    /// Reads the control stream, and listens whether the node answers; ends with the session.
     _control: JoinSet<()>,
 }
 
@@ -43,6 +44,13 @@ impl Session {
     /// Tells whether new streams may be opened on it.
     pub(super) fn is_usable(&self) -> bool {
         !self.leaving.load(Ordering::Relaxed) && self.connection.close_reason().is_none()
+    }
+
+    /// Tells whether another node is to be tried first: this one has gone silent, or has asked to leave.
+    pub(super) fn is_to_be_avoided(&self) -> bool {
+        let silent = matches!(self.connection.close_reason(), Some(ConnectionError::LocallyClosed));
+        let timed_out = matches!(self.connection.close_reason(), Some(ConnectionError::TimedOut));
+        self.leaving.load(Ordering::Relaxed) || silent || timed_out
     }
 }
 
@@ -52,6 +60,19 @@ pub(super) struct Dialer {
     pub(super) endpoint: Endpoint,
     pub(super) addresses: Vec<Address>,
     pub(super) timeout: Duration,
+    /// Only the given addresses are tried, whatever a node tells.
+    pub(super) fixed: bool,
+    /// Nodes that were told by one of the site.
+    pub(super) told: Mutex<Vec<Address>>,
+}
+
+/// What is known of the last connection when the next is dialled.
+#[derive(Clone, Debug)]
+pub(super) enum Before {
+    /// It was good: its node is tried first.
+    Good(Address),
+    /// Its node is tried last.
+    Bad(Address),
 }
 
 type Candidate = (Address, SocketAddr);
@@ -59,23 +80,42 @@ type Candidate = (Address, SocketAddr);
 type Greeted = Result<Session, Option<ConnectError>>;
 
 impl Dialer {
-    /// Tries all addresses, the preferred one first, and again those that stay silent.
-    pub(super) async fn dial(&self, prefer: Option<&Address>) -> Result<Session, ConnectError> {
+    /// Tries all addresses, and again those that stay silent.
+    pub(super) async fn dial(&self, before: Option<&Before>) -> Result<Session, ConnectError> {
         let round = async {
-            let (candidates, unresolved) = self.resolve(prefer).await;
+            let (candidates, unresolved) = self.resolve(before).await;
             if candidates.is_empty() {
                 return Err(unresolved.unwrap_or(ConnectError::NoAddress));
             }
             self.race(&candidates).await
         };
-        timeout(self.timeout, round).await.unwrap_or_else(|_| Err(self.unreachable()))
+        let session = timeout(self.timeout, round).await.unwrap_or_else(|_| Err(self.unreachable()))?;
+        let told = session.welcome.nodes.iter().flat_map(|node| &node.addresses);
+        let told: Vec<Address> =
+            told.filter_map(|address| address.parse().ok()).take(ADDRESSES_TOLD_MAX).collect();
+        if !self.fixed {
+            *self.told() = told;
+        }
+        Ok(session)
     }
 
-    async fn resolve(&self, prefer: Option<&Address>) -> (Vec<Candidate>, Option<ConnectError>) {
-        let mut addresses: Vec<&Address> = self.addresses.iter().collect();
-        addresses.sort_by_key(|address| Some(*address) != prefer);
+    fn told(&self) -> MutexGuard<'_, Vec<Address>> {
+        self.told.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn resolve(&self, before: Option<&Before>) -> (Vec<Candidate>, Option<ConnectError>) {
+        let mut addresses = self.addresses.clone();
+        let told = self.told().clone();
+        addresses.extend(told.into_iter().filter(|address| !self.addresses.contains(address)));
+        // Many clients that lost the same node do not all go to the same next one.
+        addresses.shuffle(&mut rand::rng());
+        addresses.sort_by_key(|address| match before {
+            Some(Before::Good(good)) => u8::from(address != good),
+            Some(Before::Bad(bad)) => u8::from(address == bad),
+            None => 0,
+        });
         let (mut candidates, mut error) = (Vec::new(), None);
-        for address in addresses {
+        for address in &addresses {
             if let Ok(ip) = address.host().parse::<IpAddr>() {
                 candidates.push((address.clone(), SocketAddr::new(ip, address.port())));
                 continue;
@@ -167,6 +207,7 @@ async fn greet(endpoint: &Endpoint, address: Address, socket: SocketAddr) -> Gre
     let leaving = Arc::new(AtomicBool::new(false));
     let mut control = JoinSet::new();
     control.spawn(watch_control(reader, send, Arc::clone(&leaving)));
+    control.spawn(watch_silence(connection.clone()));
     Ok(Session { connection, welcome, address, leaving, _control: control })
 }
 
@@ -203,6 +244,45 @@ async fn watch_control(
     }
 }
 
+/// Closes the connection of a node that answers nothing any more: its machine is gone, or the way to it. QUIC's own idle
+/// timeout must be long, because it ends a connection for good on both sides; here another node may serve in a moment, and
+/// to leave for nothing costs one dial.
+async fn watch_silence(connection: Connection) {
+    let mut looks = interval(SILENCE_LOOK);
+    looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let (mut heard, mut asked) = (0, 0);
+    let mut unanswered: Option<Instant> = None;
+    loop {
+        let now = looks.tick().await;
+        let stats = connection.stats();
+        let received = stats.udp_rx.datagrams;
+        // What the node must answer, if only with an acknowledgement.
+        let sent = stats.frame_tx.stream + stats.frame_tx.ping;
+        if received != heard {
+            (heard, asked, unanswered) = (received, sent, None);
+            continue;
+        }
+        if sent != asked {
+            asked = sent;
+            unanswered.get_or_insert(now);
+        }
+        let most = SILENCE_MAX + stats.path.rtt * SILENCE_ROUND_TRIPS;
+        if unanswered.is_some_and(|since| now > since + most) {
+            info!(address = %connection.remote_address(), "node is silent, another one is tried");
+            connection.close(CloseCode::Done.code().into(), b"silent");
+            return;
+        }
+    }
+}
+
+/// How often it is looked whether the node answers.
+const SILENCE_LOOK: Duration = Duration::from_millis(100);
+/// How long a node may leave unanswered what it must acknowledge at once, and so many round trips more: a machine that is
+/// busy for half a second is not gone.
+const SILENCE_MAX: Duration = Duration::from_millis(600);
+const SILENCE_ROUND_TRIPS: u32 = 6;
+/// Addresses that are remembered of those that a node tells.
+const ADDRESSES_TOLD_MAX: usize = 64;
 /// As RFC 8305 recommends for the second address.
 const STAGGER_FIRST: Duration = Duration::from_millis(250);
 const STAGGER_LAST: Duration = Duration::from_secs(2);

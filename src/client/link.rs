@@ -10,7 +10,7 @@ use tokio::{
 
 use super::{
     backoff::Backoff,
-    dial::{Dialer, Session},
+    dial::{Before, Dialer, Session},
     error::{ConnectError, RequestError, StreamError},
     stream::{FrameReader, send_control},
 };
@@ -51,7 +51,10 @@ impl Link {
         if let Some(at) = state.not_before {
             sleep_until(at).await;
         }
-        let before = state.current.take().map(|session| session.address.clone());
+        let before = state.current.take().map(|session| {
+            let address = session.address.clone();
+            if session.is_to_be_avoided() { Before::Bad(address) } else { Before::Good(address) }
+        });
         let delay = state.backoff.next(rand::random());
         // Set before the dial: a node that greets and hangs up at once is not dialled in a tight loop.
         state.not_before = Some(Instant::now() + delay);

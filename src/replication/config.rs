@@ -87,6 +87,13 @@ pub enum ShardChange {
         /// It has lost data: it leaves even if too few stay.
         lost: bool,
     },
+    /// A member that is about to stop leaves the set by itself, if enough stay: nobody then waits for it.
+    Leave {
+        /// The version that it saw.
+        expect_version: u64,
+        /// Who leaves, in its newest boot.
+        replica: Boot,
+    },
     /// The log is committed up to this end.
     Floor {
         /// The primary.
@@ -185,6 +192,11 @@ impl ShardConfig {
                 self.check_version(expect_version)?;
                 self.check_primary(from, boots)?;
                 self.remove(node, lost)
+            }
+            ShardChange::Leave { expect_version, replica } => {
+                self.check_version(expect_version)?;
+                check_boot(replica, boots)?;
+                self.remove(replica.node, false)
             }
             ShardChange::Floor { from, epoch, committed } => {
                 self.check_primary(from, boots)?;

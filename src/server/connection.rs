@@ -3,7 +3,7 @@
 use std::{
     path::PathBuf,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -22,6 +22,7 @@ use super::{
     publish::PublishStream,
     relay::Relays,
     request,
+    site_admin::node_infos,
     streams::{self, StreamError},
     subscribe::SubscribeStream,
 };
@@ -60,13 +61,26 @@ pub(super) struct Shared {
     pub(super) connections: TaskTracker,
     /// Set when the node stops: streams answer what they have taken, and end.
     pub(super) stopping: CancellationToken,
-    /// The operator has asked to give this node nothing new.
+    /// This node gives its work to others.
     pub(super) draining: AtomicBool,
+    /// Cancelled, and replaced, when the clients that are here now are to go elsewhere.
+    pub(super) leave: Mutex<CancellationToken>,
 }
 
 impl Shared {
     pub(super) fn is_draining(&self) -> bool {
         self.stopping.is_cancelled() || self.draining.load(Ordering::Relaxed)
+    }
+
+    /// Asks the clients that are here to go to another node. Those that come again later are served.
+    pub(super) fn move_clients(&self) {
+        let next = self.stopping.child_token();
+        let mut leave = self.leave.lock().unwrap_or_else(PoisonError::into_inner);
+        std::mem::replace(&mut *leave, next).cancel();
+    }
+
+    fn leave(&self) -> CancellationToken {
+        self.leave.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 
@@ -75,6 +89,8 @@ struct Client {
     shared: Arc<Shared>,
     connection: Connection,
     name: String,
+    /// Cancelled when the client is to leave: streams answer what they have taken, and end.
+    leave: CancellationToken,
     streams: TaskTracker,
     requests: Arc<Semaphore>,
     inflight_bytes: Arc<Semaphore>,
@@ -112,7 +128,9 @@ impl Client {
             None => return Err("the node lets nobody in without a certificate".to_owned()),
         };
         let inflight = shared.inflight_bytes_max as usize;
+        let leave = shared.leave();
         Ok(Arc::new(Self {
+            leave,
             shared,
             connection,
             name,
@@ -148,7 +166,7 @@ impl Client {
                         break;
                     }
                 },
-                () = self.shared.stopping.cancelled() => {
+                () = self.leave.cancelled() => {
                     self.say_goodbye(&mut control).await;
                     break;
                 }
@@ -156,7 +174,7 @@ impl Client {
         }
         self.streams.close();
         self.streams.wait().await;
-        if self.shared.stopping.is_cancelled() {
+        if self.leave.is_cancelled() {
             // The goodbye must not be overtaken by the close.
             let _ = control.finish();
             let _ = timeout(GOODBYE_MAX, control.stopped()).await;
@@ -199,11 +217,13 @@ impl Client {
 
     fn welcome(&self, version: u16) -> Welcome {
         let shared = &self.shared;
-        let node = NodeInfo {
+        let me = NodeInfo {
             id: shared.engine.me.node,
             name: shared.node.to_string(),
             addresses: shared.addresses.clone(),
         };
+        let mut nodes = vec![me];
+        nodes.extend(shared.engine.group.read(|site| node_infos(site, Some(shared.engine.me.node))));
         Welcome {
             version,
             software: crate::SOFTWARE.to_owned(),
@@ -217,15 +237,16 @@ impl Client {
                 control_len_max: u32::try_from(CONTROL_FRAME_LEN_MAX).unwrap_or(u32::MAX),
                 streams_max: shared.streams_max,
             },
-            nodes: vec![node],
+            nodes,
         }
     }
 
     async fn say_goodbye(&self, control: &mut SendStream) {
+        let engine = &self.shared.engine;
         let goodbye = GoAway {
-            reason: "the node is stopping".to_owned(),
+            reason: engine.goodbye().message,
             within_ms: u32::try_from(DRAIN_MAX.as_millis()).unwrap_or(u32::MAX),
-            nodes: vec![],
+            nodes: engine.group.read(|site| node_infos(site, Some(engine.me.node))),
         };
         // A client that does not listen learns it from the end of its streams.
         let _ = streams::send(control, FrameType::GoAway, &goodbye).await;
@@ -236,8 +257,9 @@ impl Client {
         let mut input = FrameReader::within(input, Arc::clone(&self.unfinished_bytes));
         let first = tokio::select! {
             first = timeout(REQUEST_TIMEOUT, input.next()) => first,
-            () = self.shared.stopping.cancelled() => {
-                return streams::end(&mut output, streams::stopping().into()).await;
+            () = self.leave.cancelled() => {
+                let fault = self.shared.engine.goodbye();
+                return streams::end(&mut output, fault.into()).await;
             }
         };
         let first = match first {
@@ -261,7 +283,7 @@ impl Client {
                         relays: &self.shared.relays,
                         connection_bytes: &self.inflight_bytes,
                         connection_bytes_max: self.shared.inflight_bytes_max,
-                        stopping: &self.shared.stopping,
+                        leave: &self.leave,
                     };
                     stream.serve(open, input, &mut output).await
                 }
@@ -269,8 +291,8 @@ impl Client {
             },
             FrameType::SubscribeOpen => match cbor::get(&first.body) {
                 Ok(open) => {
-                    let stopping = &self.shared.stopping;
-                    let stream = SubscribeStream { engine: &self.shared.engine, stopping };
+                    let leave = &self.leave;
+                    let stream = SubscribeStream { engine: &self.shared.engine, leave };
                     stream.serve(open, input, &mut output).await
                 }
                 Err(error) => Err(streams::malformed(&error).into()),
@@ -287,7 +309,7 @@ impl Client {
 
     async fn request(&self, first: &Frame, output: &mut SendStream) -> Result<(), StreamError> {
         let Ok(_permit) = self.requests.acquire().await else {
-            return Err(streams::stopping().into());
+            return Err(self.shared.engine.goodbye().into());
         };
         let answer = match cbor::get(&first.body) {
             Ok(request) => request::answer(&self.shared, &self.name, request).await,

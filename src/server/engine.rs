@@ -25,14 +25,14 @@ use super::{
 use crate::{
     broker::{Applied, Committed, Effect, PublishInput, Reject, Replica, Seen},
     cluster::{GroupError, MetaGroup},
-    limits::{PROPOSALS_WAITING_MAX, TAIL_CACHE_BYTES_MAX},
+    limits::{PREFERRED_AFTER, PROPOSALS_WAITING_MAX, RELAY_RETRY, TAIL_CACHE_BYTES_MAX},
     peer::{Links, Outgoing},
     replication::{self, Alarm, Envelope, LogChange, ShardCommand},
     storage::{
         Change, CommitQueue, Recovered, RecoveredShard, Reservation, STATE_PARTITION, Store,
     },
     types::{Boot, Lsn, Offset, PartitionId, ShardId, Timestamp},
-    wire::{Code, Entry, EntryKind, Fault},
+    wire::{Code, Entry, EntryKind, Fault, Retry},
 };
 
 /// Everything that streams, requests, links and the commit thread share.
@@ -52,6 +52,8 @@ pub(super) struct Engine {
     /// Partitions whose drop is committed.
     dropped: Mutex<HashSet<PartitionId>>,
     disk_low: AtomicBool,
+    /// No majority of the site's voters is heard.
+    isolated: AtomicBool,
     /// Held while what the metadata says is taken over: table and shards change together.
     pub(super) topic_change: Mutex<()>,
     newest_record: Timestamp,
@@ -155,6 +157,7 @@ impl Engine {
             tail: Mutex::default(),
             dropped: Mutex::default(),
             disk_low: AtomicBool::new(false),
+            isolated: AtomicBool::new(false),
             topic_change: Mutex::default(),
             newest_record,
             proposals,
@@ -215,7 +218,12 @@ impl Engine {
         let now = self.clock.uptime();
         for slot in &self.slots {
             self.with(slot.id, Reservation::FREE, |replica, view, out| {
+                if replica.config().replicas.len() <= 1 {
+                    // Nobody to ask, and nobody to compare with.
+                    return;
+                }
                 replica.tick(now, view, out);
+                replica.hand_over_to_preferred(PREFERRED_AFTER, now);
             });
         }
     }
@@ -243,6 +251,15 @@ impl Engine {
     /// Whether publishes are refused because the disk is low.
     pub(super) fn is_disk_low(&self) -> bool {
         self.disk_low.load(Ordering::Relaxed)
+    }
+
+    /// Whether publishes are refused because this node may be cut off: others may lead by now.
+    pub(super) fn is_isolated(&self) -> bool {
+        self.isolated.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn set_isolated(&self, isolated: bool) {
+        self.isolated.store(isolated, Ordering::Relaxed);
     }
 
     pub(super) fn set_disk_low(&self, low: bool) {
@@ -287,6 +304,15 @@ impl Engine {
             for waiter in waiters {
                 waiter.handle.refuse(waiter.index, Fault::new(Code::Unknown, why));
             }
+        }
+    }
+
+    /// What clients are told who are to leave: with other nodes about, they need not wait for this one.
+    pub(super) fn goodbye(&self) -> Fault {
+        let fault = Fault::new(Code::Stopping, "the node is stopping");
+        match self.group.read(|site| site.nodes.len()) {
+            0 | 1 => fault,
+            _ => Fault { retry: soon(), ..fault },
         }
     }
 
@@ -607,10 +633,17 @@ impl Engine {
 fn refusal(slot: &Slot, reject: &Reject) -> Fault {
     match reject {
         Reject::UnknownPartition(id) if slot.partition(*id).is_some_and(|p| !p.is_dropped()) => {
-            Fault::new(Code::Electing, format!("partition {id} is being begun"))
+            let fault = Fault::new(Code::Electing, format!("partition {id} is being begun"));
+            Fault { retry: soon(), ..fault }
         }
+        Reject::NotPrimary { .. } => Fault { retry: soon(), ..reject.fault() },
         reject => reject.fault(),
     }
+}
+
+/// A moment, in which another node takes over.
+pub(super) fn soon() -> Retry {
+    Retry::After(u32::try_from(RELAY_RETRY.as_millis()).unwrap_or(u32::MAX))
 }
 
 /// A change of a log in the words of the store.

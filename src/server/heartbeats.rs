@@ -1,7 +1,7 @@
 //! The pulse of a node: tells the others that it lives, ticks its shards, and decides about elections while it leads the
 //! metadata group.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use tokio::{
     sync::mpsc,
@@ -10,16 +10,18 @@ use tokio::{
 
 use super::{connection::Shared, engine::Engine, slot::Slot};
 use crate::{
-    limits::HEARTBEAT,
+    limits::{HEARTBEAT, ISOLATED_AFTER},
     peer::Heartbeat,
     replication::{Controller, LogEnd, ShardDigest},
-    types::ShardId,
+    types::{NodeId, ShardId},
 };
 
 /// What this node knows of the others, and of itself.
 struct Pulse {
     controller: Controller,
     sent: u64,
+    /// When a majority of the voters was heard last.
+    majority_at: Duration,
 }
 
 /// Runs until the node stops.
@@ -27,13 +29,17 @@ pub(super) async fn run(shared: Arc<Shared>, mut heard: mpsc::Receiver<Heartbeat
     let engine = Arc::clone(&shared.engine);
     let mut applied = engine.group.applied();
     let mut leader = engine.group.leader();
-    let mut pulse = Pulse { controller: Controller::new(engine.clock.uptime()), sent: 0 };
+    let now = engine.clock.uptime();
+    let mut pulse = Pulse { controller: Controller::new(now), sent: 0, majority_at: now };
     let mut ticks = interval(HEARTBEAT);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {
             () = shared.stopping.cancelled() => return,
-            _ = ticks.tick() => pulse.beat(&shared),
+            _ = ticks.tick() => {
+                pulse.beat(&shared);
+                pulse.look_whether_isolated(&shared);
+            }
             Some(beat) = heard.recv() => pulse.hear(&shared, &beat),
             // The senders live in the group.
             _ = applied.changed() => {}
@@ -62,6 +68,32 @@ impl Pulse {
         }
         shared.liveness.retain(|node| engine.group.read(|site| site.nodes.contains_key(&node)));
         self.hear(shared, &beat);
+    }
+
+    /// A node that hears no majority takes no publishes: they could wait for ever, while others lead. What waits is
+    /// answered, and clients are sent to those who may know more.
+    fn look_whether_isolated(&mut self, shared: &Shared) {
+        let engine = &shared.engine;
+        let now = engine.clock.uptime();
+        let (voters, _) = engine.group.members();
+        let heard = self.controller.hears(now);
+        let there = |node: &&NodeId| **node == engine.me.node || heard.contains(node);
+        let there = voters.iter().filter(there).count();
+        if there > voters.len() / 2 {
+            self.majority_at = now;
+        }
+        let isolated = now > self.majority_at + ISOLATED_AFTER;
+        if isolated == engine.is_isolated() {
+            return;
+        }
+        engine.set_isolated(isolated);
+        if isolated {
+            tracing::error!("no majority of the site's nodes is heard, publishes are refused");
+            engine.abandon("the node hears no majority of the site's nodes");
+            shared.move_clients();
+        } else {
+            tracing::warn!("a majority of the site's nodes is heard again, publishes are taken");
+        }
     }
 
     fn hear(&mut self, shared: &Shared, beat: &Heartbeat) {

@@ -11,7 +11,7 @@ use super::{
     acks::{AckHandle, AckQueue, Outcome, Permits},
     engine::Engine,
     metrics::Metrics,
-    relay::{Passed, Relay, Relays},
+    relay::{Passed, Relay, Relays, electing},
     streams::{self, StreamError},
     topics::{Partition, Topic},
 };
@@ -34,7 +34,8 @@ pub(super) struct PublishStream<'a> {
     /// Bytes that this connection may have waiting for acks.
     pub(super) connection_bytes: &'a Arc<Semaphore>,
     pub(super) connection_bytes_max: u32,
-    pub(super) stopping: &'a CancellationToken,
+    /// Cancelled when the client is to leave.
+    pub(super) leave: &'a CancellationToken,
 }
 
 struct Settings {
@@ -85,7 +86,7 @@ impl PublishStream<'_> {
         for index in 0.. {
             let frame = tokio::select! {
                 biased;
-                () = self.stopping.cancelled() => return Err(streams::stopping().into()),
+                () = self.leave.cancelled() => return Err(self.engine.goodbye().into()),
                 frame = input.next() => frame?,
             };
             let Some(frame) = frame else { return Ok(()) };
@@ -122,7 +123,7 @@ impl PublishStream<'_> {
         let bytes = Arc::clone(self.connection_bytes).acquire_many_owned(bytes).await;
         match (window, bytes) {
             (Ok(window), Ok(bytes)) => Ok([window, bytes]),
-            _ => Err(streams::stopping().into()),
+            _ => Err(self.engine.goodbye().into()),
         }
     }
 
@@ -136,6 +137,9 @@ impl PublishStream<'_> {
         let partition = streams::partition(topic, publish.partition)?;
         if partition.is_dropped() {
             return Err(streams::unknown_topic(&topic.name));
+        }
+        if self.engine.is_isolated() {
+            return Err(electing("this node hears no majority of the site's nodes"));
         }
         if self.engine.is_disk_low() {
             return Err(Fault::new(
@@ -168,7 +172,7 @@ impl PublishStream<'_> {
             *way = open();
             // A new way has room for a whole window.
             if let Err(passed) = way.send(passed) {
-                passed.handle.refuse(passed.index, streams::stopping());
+                passed.handle.refuse(passed.index, self.engine.goodbye());
             }
         }
     }
@@ -183,7 +187,7 @@ impl PublishStream<'_> {
         handle: AckHandle,
     ) {
         let Ok(room) = self.engine.queue.reserve(bytes.len() + ENTRY_HEADER_LEN).await else {
-            handle.refuse(index, streams::stopping());
+            handle.refuse(index, self.engine.goodbye());
             return;
         };
         self.engine.metrics.published(header.records, bytes.len());

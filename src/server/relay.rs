@@ -16,14 +16,18 @@ use quinn::{Connection, Endpoint, RecvStream, SendStream};
 use tokio::{sync::mpsc, time::timeout};
 use tokio_util::task::TaskTracker;
 
-use super::{acks::AckHandle, engine::Engine, streams};
+use super::{
+    acks::AckHandle,
+    engine::{Engine, soon},
+    streams,
+};
 use crate::{
-    limits::{PUBLISH_WINDOW_BATCHES, RELAY_DIAL_MAX, RELAY_RETRY},
+    limits::{PUBLISH_WINDOW_BATCHES, RELAY_DIAL_MAX},
     net::{authority::NODE_SERVER_NAME, frames::FrameReader},
     types::{NodeId, ShardId},
     wire::{
         Ack, Code, Fault, FrameType, Hello, Nack, PROTOCOL_VERSION, PROTOCOL_VERSION_MIN,
-        PublishOk, PublishOpen, Retry, Welcome, cbor, put_frame_head,
+        PublishOk, PublishOpen, Welcome, cbor, put_frame_head,
     },
 };
 
@@ -290,9 +294,7 @@ fn later(fault: Fault) -> Fault {
 
 /// Nobody can take the batch now; in a moment somebody can.
 pub(super) fn electing(why: &str) -> Fault {
-    let mut fault = Fault::new(Code::Electing, why);
-    fault.retry = Retry::After(u32::try_from(RELAY_RETRY.as_millis()).unwrap_or(u32::MAX));
-    fault
+    Fault { retry: soon(), ..Fault::new(Code::Electing, why) }
 }
 
 fn lock(waiting: &Waiting) -> MutexGuard<'_, BTreeMap<u64, (ShardId, u64, AckHandle)>> {

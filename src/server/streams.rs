@@ -99,10 +99,6 @@ pub(super) fn partition(topic: &Topic, index: u32) -> Result<&Arc<Partition>, Fa
     })
 }
 
-pub(super) fn stopping() -> Fault {
-    Fault::new(Code::Stopping, "the node is stopping")
-}
-
 pub(super) fn malformed(error: &impl ToString) -> Fault {
     Fault::new(Code::Malformed, error.to_string())
 }

@@ -28,7 +28,8 @@ use crate::{
 /// What one subscribe stream works with.
 pub(super) struct SubscribeStream<'a> {
     pub(super) engine: &'a Engine,
-    pub(super) stopping: &'a CancellationToken,
+    /// Cancelled when the client is to leave.
+    pub(super) leave: &'a CancellationToken,
 }
 
 struct Cursor {
@@ -79,8 +80,8 @@ impl SubscribeStream<'_> {
             for cursor in &mut cursors {
                 progress |= self.advance(topic, cursor, output).await?;
             }
-            if self.stopping.is_cancelled() {
-                return Err(streams::stopping().into());
+            if self.leave.is_cancelled() {
+                return Err(self.engine.goodbye().into());
             }
             if progress {
                 continue;
@@ -93,7 +94,7 @@ impl SubscribeStream<'_> {
             tokio::select! {
                 // The sender lives in the partitions that this holds.
                 _ = changed.changed() => {}
-                () = self.stopping.cancelled() => return Err(streams::stopping().into()),
+                () = self.leave.cancelled() => return Err(self.engine.goodbye().into()),
                 ended = ended(&mut input) => {
                     ended?;
                     return streams::finish(output);

@@ -1,0 +1,106 @@
+//! A node that gives its work to others: because it stops, or because the operator says so.
+
+use std::sync::{Arc, atomic::Ordering};
+
+use tokio::time::{Instant, sleep_until};
+
+use super::{connection::Shared, engine::Engine, slot::Slot};
+use crate::{
+    limits::{DRAIN_LOOK, GIVE_AWAY_MAX, LEAVE_MAX},
+    replication::{ShardChange, ShardCommand},
+    storage::Reservation,
+    types::NodeId,
+};
+
+/// Follows what the operator says of this node. Runs until the node stops.
+pub(super) async fn run(shared: Arc<Shared>) {
+    let engine = Arc::clone(&shared.engine);
+    let mut applied = engine.group.applied();
+    let mut drains = false;
+    loop {
+        let me = engine.me.node;
+        let wanted = engine.group.read(|site| site.nodes.get(&me).is_some_and(|n| n.draining));
+        if wanted != drains {
+            drains = wanted;
+            shared.draining.store(wanted, Ordering::Relaxed);
+            tracing::info!(draining = wanted, "the operator has spoken");
+            if wanted {
+                hand_over_all(&engine).await;
+                shared.move_clients();
+            }
+        }
+        // What was led by others when they were lost may have come here.
+        if drains && engine.slots.iter().any(|slot| leads(slot)) {
+            hand_over_all(&engine).await;
+        }
+        let again = Instant::now() + GIVE_AWAY_MAX;
+        tokio::select! {
+            // The sender lives in the group.
+            _ = applied.changed() => {}
+            () = sleep_until(again), if drains => {}
+        }
+    }
+}
+
+/// Gives away, before the node stops, what others would have to wait for: its shards, and its places in commit sets.
+pub(super) async fn give_away(shared: &Shared) {
+    let engine = &shared.engine;
+    if engine.group.read(|site| site.nodes.len()) <= 1 {
+        return;
+    }
+    shared.draining.store(true, Ordering::Relaxed);
+    hand_over_all(engine).await;
+    leave_sets(engine).await;
+}
+
+/// Hands every shard that is led here to a member of its set that keeps pace. Takes no longer than [`GIVE_AWAY_MAX`]: what
+/// is left fails over.
+async fn hand_over_all(engine: &Engine) {
+    let deadline = Instant::now() + GIVE_AWAY_MAX;
+    loop {
+        let mut led = 0;
+        for slot in engine.slots.iter().filter(|slot| leads(slot)) {
+            led += usize::from(hand_over(engine, slot));
+        }
+        if led == 0 || Instant::now() >= deadline {
+            return;
+        }
+        sleep_until(Instant::now() + DRAIN_LOOK).await;
+        engine.tick();
+    }
+}
+
+fn leads(slot: &Slot) -> bool {
+    slot.lock().replica.shard().is_some()
+}
+
+/// Whether somebody can take the shard.
+fn hand_over(engine: &Engine, slot: &Slot) -> bool {
+    let now = engine.clock.uptime();
+    engine.with(slot.id, Reservation::FREE, |replica, _, _| {
+        let under_way = replica.shard().is_some_and(|s| s.primary().handing_over().is_some());
+        let config = replica.config();
+        // In the order of preference, those that are to keep the shard first.
+        let wanted = config.replicas.iter().chain(&config.set);
+        let others: Vec<NodeId> = wanted.copied().filter(|node| *node != engine.me.node).collect();
+        under_way || others.into_iter().any(|node| replica.hand_over(node, now).is_ok())
+    })
+}
+
+/// Leaves the commit sets that can do without this node.
+async fn leave_sets(engine: &Engine) {
+    let mine = |slot: &&Slot| {
+        let core = slot.lock();
+        let config = core.replica.config();
+        config.primary != Some(engine.me) && config.set.contains(&engine.me.node) && config.can_shrink()
+    };
+    for slot in engine.slots.iter().filter(mine) {
+        let expect_version = slot.lock().replica.config().version;
+        let change = ShardChange::Leave { expect_version, replica: engine.me };
+        engine.ask(ShardCommand { shard: slot.id, change });
+    }
+    let deadline = Instant::now() + LEAVE_MAX;
+    while engine.slots.iter().any(|slot| mine(&slot)) && Instant::now() < deadline {
+        sleep_until(Instant::now() + DRAIN_LOOK).await;
+    }
+}
