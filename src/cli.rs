@@ -6,6 +6,8 @@ pub mod exit;
 pub mod output;
 #[doc(hidden)]
 pub mod own_broker;
+#[doc(hidden)]
+pub mod own_site;
 
 mod bench;
 mod cert;

@@ -48,8 +48,3 @@ pub const SOFTWARE: &str = concat!("dunlin/", env!("CARGO_PKG_VERSION"));
 #[cfg(all(test, feature = "server"))]
 #[path = "../tests/sim/mod.rs"]
 mod sim;
-
-/// Several nodes in one process.
-#[cfg(all(test, feature = "server"))]
-#[path = "../tests/cluster/mod.rs"]
-mod cluster_tests;

@@ -14,6 +14,7 @@ mod http;
 mod install;
 mod join;
 pub mod joined;
+mod liveness;
 mod members;
 mod metadata;
 mod metrics;
@@ -57,6 +58,7 @@ use self::{
     doors::Doors,
     engine::{Asked, Engine, Ground},
     joined::Joined,
+    liveness::LivenessTable,
     metrics::Metrics,
     peers::{GroupLinks, Peers},
     relay::Relays,
@@ -220,6 +222,10 @@ impl StartError {
                  away both to start anew"
                     .to_owned(),
             ),
+            Self::Group(GroupError::Rejected(MetaReject::Removed(_))) => Some(
+                "to let this machine join anew: move its data directory away, and use a new invite"
+                    .to_owned(),
+            ),
             _ => None,
         }
     }
@@ -288,17 +294,7 @@ impl Server {
         let (ahead, disk) =
             Ahead::open(config, clock, identity, &credentials, &front, disk).await?;
         ahead.follow_addresses(disk.joined.as_ref());
-        match disk.joined {
-            None => drop(ahead.group.found(ahead.identity.site.clone(), disk.shards).await?),
-            Some(_) => start::introduced(&ahead.group).await,
-        }
-        let info = NodeInfo {
-            addresses: ahead.addresses(),
-            software: crate::SOFTWARE.to_owned(),
-            protocol: (PEER_VERSION_MIN, PEER_VERSION),
-        };
-        let (name, disk_id) = (&ahead.identity.name, disk.recovered.disk_id);
-        let me = start::register(&ahead.group, name, disk_id, &disk.claim, info).await?;
+        let me = ahead.enter(&disk).await?;
         ahead.links.set_incarnation(me.incarnation);
         let queue = CommitQueue::new();
         let ground = Ground {
@@ -313,28 +309,6 @@ impl Server {
         let sink = Sink(Arc::clone(&engine));
         let commit = CommitThread::spawn(disk.writer, queue, sink).map_err(StartError::Thread)?;
         ahead.serve(front, engine, asked, commit).await
-    }
-
-    /// Lets a node join.
-    #[cfg(test)]
-    pub(crate) async fn admit(
-        &self,
-        name: crate::types::NodeName,
-        disk_id: u128,
-    ) -> crate::types::NodeId {
-        use crate::cluster::{MetaCommand, MetaOutcome, NodeRole};
-        let (role, now) = (NodeRole::Data, self.shared.engine.clock.wall());
-        let command = MetaCommand::AddNode { name, disk_id, role, invite: None, now };
-        match self.shared.engine.group.propose(command).await {
-            Ok(MetaOutcome::NodeAdded(node)) => node,
-            other => panic!("not admitted: {other:?}"),
-        }
-    }
-
-    /// Looks at the site's state.
-    #[cfg(test)]
-    pub(crate) fn site<T>(&self, look: impl FnOnce(&crate::cluster::SiteState) -> T) -> T {
-        self.shared.engine.group.read(look)
     }
 
     /// Where clients connect to.
@@ -506,6 +480,31 @@ impl Ahead {
         });
     }
 
+    /// Takes this boot's place in the site, as long as it takes to find somebody who can give it.
+    async fn enter(&self, disk: &LogDisk) -> Result<Boot, StartError> {
+        let name = &self.identity.name;
+        let entering = async {
+            match disk.joined {
+                None => drop(self.group.found(self.identity.site.clone(), disk.shards).await?),
+                Some(_) => start::introduced(&self.group).await,
+            }
+            let info = NodeInfo {
+                addresses: self.addresses(),
+                software: crate::SOFTWARE.to_owned(),
+                protocol: (PEER_VERSION_MIN, PEER_VERSION),
+            };
+            start::register(&self.group, name, disk.recovered.disk_id, &disk.claim, info).await
+        };
+        let mut removed = self.links.removed();
+        tokio::select! {
+            me = entering => me,
+            // The sender lives in the links.
+            _ = removed.wait_for(|removed| *removed) => {
+                Err(GroupError::Rejected(MetaReject::Removed(name.clone())).into())
+            }
+        }
+    }
+
     /// What all connections share.
     fn shared(&self, engine: &Arc<Engine>) -> Arc<Shared> {
         let config = &self.config;
@@ -519,6 +518,7 @@ impl Ahead {
             data_dir: config.node.data_dir.clone(),
             pki_dir: config.pki_dir(),
             joins: Semaphore::new(JOINS_MAX),
+            liveness: LivenessTable::default(),
             topic_defaults: config.topic_defaults.settings(),
             allow_anonymous: config.listen.allow_anonymous,
             streams_max: config.limits.streams_per_connection,
@@ -572,6 +572,7 @@ impl Ahead {
         self.run(proposals::run(Arc::clone(&engine), asked.proposals));
         self.run(install::run(Arc::clone(&engine), asked.installs));
         self.run(members::run(Arc::clone(&shared)));
+        self.run(members::watch_removal(Arc::clone(&engine), self.links.removed()));
         self.run(drain::run(Arc::clone(&shared)));
         let alone = engine.group.read(|site| site.nodes.len() <= 1);
         start::ready(&engine, alone).await?;

@@ -103,6 +103,11 @@ pub(super) fn find<'a>(status: &'a ClusterStatus, text: &str) -> Result<&'a Clus
     }
 }
 
+/// How a site is, for an error.
+pub(super) fn summary(status: Option<&ClusterStatus>) -> String {
+    status.map_or_else(|| "no node has told how the site is".to_owned(), in_words)
+}
+
 fn in_words(status: &ClusterStatus) -> String {
     let mut nodes = Table::new(&[
         "node",

@@ -1,4 +1,4 @@
-//! `dunlin demo`: a broker under load, killed in the middle, and a count of what came through.
+//! `dunlin demo`: a site under load, the node that leads killed in the middle, and a count of what came through.
 
 use std::{
     collections::VecDeque,
@@ -23,8 +23,13 @@ use self::{
     reader::{Findings, Reader},
     sensors::{Line, Sensors},
 };
-use super::{Global, exit::Failure, output::print, own_broker::OwnBroker, remote};
-use crate::client::{AckFuture, Client, Publisher, RetentionChange, TopicRequest};
+use super::{
+    Global, exit::Failure, output::print, own_broker::OwnBroker, own_site::OwnSite, remote,
+};
+use crate::{
+    client::{AckFuture, Client, Publisher, RetentionChange, TopicRequest},
+    wire::ClusterNode,
+};
 
 /// `dunlin demo`
 #[derive(Debug, clap::Args)]
@@ -32,15 +37,15 @@ use crate::client::{AckFuture, Client, Publisher, RetentionChange, TopicRequest}
     after_help = "The last line is the verdict; the exit status is 0 only if nothing was lost or doubled."
 )]
 pub struct Demo {
-    /// Nodes of the site (this version runs one)
-    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1))]
-    nodes: u32,
+    /// Nodes of the site; with one it is killed and started again
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=5))]
+    nodes: u16,
     /// Records to publish, over all producers
     #[arg(long, default_value_t = 240_000, value_parser = clap::value_parser!(u64).range(1_000..=5_000_000))]
     records: u64,
 }
 
-/// The records take some 100 MB: a small disk of temporary files is enough.
+/// The records take some 100 MB on each node: a small disk of temporary files is enough.
 const BROKER_SETTINGS: &str = "[storage]\nlow_space = '64MiB'\nballast = '16MiB'\n";
 const LINES: u64 = 3;
 const PRODUCERS_PER_LINE: u64 = 2;
@@ -53,6 +58,10 @@ const TICK: Duration = Duration::from_millis(10);
 const WAITING_MAX: usize = 4_096;
 /// How long readers may take after the last ack.
 const READ_MAX: Duration = Duration::from_secs(10);
+/// How long the others go on without the node that was killed.
+const AWAY: Duration = Duration::from_secs(3);
+/// Between looks whether a node shows all by now.
+const AGAIN_AFTER: Duration = Duration::from_millis(50);
 
 /// What is shown while it runs.
 #[derive(Debug, Default)]
@@ -61,9 +70,8 @@ struct Counters {
     acked: AtomicU64,
     failed: AtomicU64,
     read: AtomicU64,
-    /// Milliseconds since the start at the newest ack, and the longest time without one.
-    last_ack_ms: AtomicU64,
-    longest_pause_ms: AtomicU64,
+    /// Longest time in milliseconds that a record waited for its ack.
+    longest_wait_ms: AtomicU64,
 }
 
 /// One producer's part.
@@ -90,15 +98,10 @@ impl Demo {
     async fn show(self) -> Result<(), Failure> {
         let program = std::env::current_exe()
             .map_err(|error| Failure::runtime(format!("cannot find this program: {error}")))?;
-        let mut broker = OwnBroker::start(&program, None, BROKER_SETTINGS).await?;
-        say(&format!(
-            "broker: process {}, a fresh site in {}\n\
-             {PRODUCERS} producers and {LINES} readers on {LINES} topics of {PARTITIONS} partitions; \
-             every ack means: on disk, flushed\n\n",
-            process(&broker),
-            broker.data_dir().display()
-        ))?;
-        let admin = Client::connect(broker.profile()).await?;
+        let count = usize::from(self.nodes);
+        let mut site = OwnSite::of(&program, BROKER_SETTINGS, count).await?;
+        say(&introduction(&site))?;
+        let admin = Client::connect(&site.profile()).await?;
         for line in Line::all(LINES) {
             let request = TopicRequest {
                 partitions: Some(PARTITIONS),
@@ -108,29 +111,35 @@ impl Demo {
         }
         let start = Instant::now();
         let counters = Arc::new(Counters::default());
-        let readers = self.start_readers(&broker, &counters).await?;
+        let readers = self.start_readers(&site, &counters).await?;
         let mut producers = JoinSet::new();
         for share in self.shares() {
-            let client = Client::connect(broker.profile()).await?;
+            let client = Client::connect(&site.profile()).await?;
             let publisher = client.publisher(&line_of(share.producer).topic()).open().await?;
-            producers.spawn(produce(publisher, share, start, Arc::clone(&counters)));
+            producers.spawn(produce(publisher, share, Arc::clone(&counters)));
         }
-        let acked = self.watch(&mut broker, producers, start, &counters).await?;
-        let findings = finish(readers, &acked, start, &counters).await?;
-        let again = read_again(&broker, &acked).await?;
-        verdict(&acked, &findings, &again, &counters)
+        let acked = self.watch(&mut site, producers, start, &counters).await?;
+        let live = finish(readers, &acked, start, &counters).await?;
+        let waiting = Instant::now();
+        site.in_step().await?;
+        if count > 1 {
+            let ms = millis(waiting.elapsed());
+            say(&format!("all nodes hold everything again, {ms} ms after the last record\n"))?;
+        }
+        let again = read_from_each(&site, &acked, &live).await?;
+        verdict(&acked, &live, &again, &counters)
     }
 
     async fn start_readers(
         &self,
-        broker: &OwnBroker,
+        site: &OwnSite,
         counters: &Arc<Counters>,
     ) -> Result<JoinSet<Result<Reader, Failure>>, Failure> {
         let mut readers = JoinSet::new();
         for line in Line::all(LINES) {
             let expected: u64 =
                 self.shares().filter(|s| line_of(s.producer) == line).map(|s| s.records).sum();
-            let client = Client::connect(broker.profile()).await?;
+            let client = Client::connect(&site.profile()).await?;
             let counters = Arc::clone(counters);
             let mut reader = Reader::open(&client, line, expected).await?;
             readers.spawn(async move {
@@ -141,10 +150,11 @@ impl Demo {
         Ok(readers)
     }
 
-    /// Prints a line a second, and kills the broker on the way. Returns what each producer got acks for.
+    /// Prints a line a second, kills the node that leads on the way, and starts it again. Returns what each producer got
+    /// acks for.
     async fn watch(
         &self,
-        broker: &mut OwnBroker,
+        site: &mut OwnSite,
         mut producers: JoinSet<Result<Acked, Failure>>,
         start: Instant,
         counters: &Counters,
@@ -154,7 +164,8 @@ impl Demo {
         ticks.tick().await;
         say(&format!("{HEADING}\n"))?;
         let mut acked = Vec::new();
-        let mut killed = false;
+        let mut killed: Option<(usize, Instant)> = None;
+        let mut restarted = false;
         loop {
             tokio::select! {
                 _ = ticks.tick() => say(&counters.line(start))?,
@@ -164,17 +175,28 @@ impl Demo {
                     Some(Err(error)) => return Err(Failure::runtime(error)),
                 },
             }
-            if !killed && counters.acked.load(Relaxed) >= self.records * 2 / 5 {
-                killed = true;
-                kill_and_restart(broker, start).await?;
+            match killed {
+                None if counters.acked.load(Relaxed) >= self.records * 2 / 5 => {
+                    let place = leader_of(site).await?;
+                    kill(site, place, start).await?;
+                    if self.nodes == 1 {
+                        restart(site, place, start).await?;
+                        restarted = true;
+                    }
+                    killed = Some((place, Instant::now()));
+                }
+                Some((place, at)) if !restarted && at.elapsed() >= AWAY => {
+                    restart(site, place, start).await?;
+                    restarted = true;
+                }
+                _ => {}
             }
         }
-        if !killed {
-            return Err(Failure::runtime(
-                "the producers were done before the broker could be killed",
-            ));
+        match killed {
+            None => Err(Failure::runtime("the producers were done before a node could be killed")),
+            Some((place, _)) if !restarted => restart(site, place, start).await.map(|()| acked),
+            Some(_) => Ok(acked),
         }
-        Ok(acked)
     }
 
     fn shares(&self) -> impl Iterator<Item = Share> + use<> {
@@ -186,25 +208,40 @@ impl Demo {
     }
 }
 
-const HEADING: &str = "   time   published       acked        read   not acked  longest pause";
+fn introduction(site: &OwnSite) -> String {
+    let processes: Vec<String> = site.nodes().iter().map(process).collect();
+    let (nodes, stored) = match site.nodes().len() {
+        1 => ("one node".to_owned(), "on its disk"),
+        2 => ("2 nodes".to_owned(), "on the disks of both"),
+        n => (format!("{n} nodes"), "on the disks of three, or of those that are up"),
+    };
+    format!(
+        "a fresh site of {nodes} in {}: process {}\n\
+         {PRODUCERS} producers and {LINES} readers on {LINES} topics of {PARTITIONS} partitions; \
+         an ack means: flushed {stored}\n\n",
+        site.dir().display(),
+        processes.join(", "),
+    )
+}
+
+const HEADING: &str =
+    "   time   published       acked        read   not acked   longest wait for an ack";
 
 impl Counters {
-    fn acked(&self, start: Instant) {
+    fn acked(&self, sent: Instant) {
         self.acked.fetch_add(1, Relaxed);
-        let now = millis(start.elapsed());
-        let before = self.last_ack_ms.swap(now, Relaxed);
-        self.longest_pause_ms.fetch_max(now.saturating_sub(before), Relaxed);
+        self.longest_wait_ms.fetch_max(millis(sent.elapsed()), Relaxed);
     }
 
     fn line(&self, start: Instant) -> String {
         let of = |counter: &AtomicU64| counter.load(Relaxed);
         let (published, acked) = (of(&self.published), of(&self.acked));
         format!(
-            "{:5.1} s  {published:10}  {acked:10}  {:10}  {:10}  {:10} ms\n",
+            "{:5.1} s  {published:10}  {acked:10}  {:10}  {:10}  {:21} ms\n",
             start.elapsed().as_secs_f64(),
             of(&self.read),
             published.saturating_sub(acked),
-            of(&self.longest_pause_ms),
+            of(&self.longest_wait_ms),
         )
     }
 }
@@ -220,15 +257,14 @@ struct Acked {
 async fn produce(
     publisher: Publisher,
     share: Share,
-    start: Instant,
     counters: Arc<Counters>,
 ) -> Result<Acked, Failure> {
     let sensors = Sensors::new(share.producer, line_of(share.producer));
     let mut waiting = VecDeque::new();
     let mut acked = 0;
-    let settle = async |ack: AckFuture| match ack.await {
+    let settle = async |(sent, ack): (Instant, AckFuture)| match ack.await {
         Ok(_) => {
-            counters.acked(start);
+            counters.acked(sent);
             1
         }
         Err(error) => {
@@ -246,9 +282,12 @@ async fn produce(
         if n % per_tick == 0 {
             ticks.tick().await;
         }
-        waiting.push_back(publisher.send(sensors.record(n)).await?);
+        let sent = Instant::now();
+        waiting.push_back((sent, publisher.send(sensors.record(n)).await?));
         counters.published.fetch_add(1, Relaxed);
-        while waiting.len() > WAITING_MAX || waiting.front_mut().is_some_and(is_settled) {
+        while waiting.len() > WAITING_MAX
+            || waiting.front_mut().is_some_and(|(_, ack)| is_settled(ack))
+        {
             let Some(ack) = waiting.pop_front() else { break };
             acked += settle(ack).await;
         }
@@ -265,12 +304,29 @@ fn is_settled(ack: &mut AckFuture) -> bool {
     Pin::new(ack).poll(&mut context).is_ready()
 }
 
-async fn kill_and_restart(broker: &mut OwnBroker, start: Instant) -> Result<(), Failure> {
-    let id = process(broker);
-    broker.kill().await?;
-    say(&format!("{:5.1} s  kill -9 {id}\n", start.elapsed().as_secs_f64()))?;
+/// The node that leads the most shards, as another one sees it.
+async fn leader_of(site: &OwnSite) -> Result<usize, Failure> {
+    let status = site.status(site.nodes().len() - 1).await?;
+    let leads = |node: &&ClusterNode| {
+        status.shards.iter().filter(|shard| shard.primary == Some(node.id)).count()
+    };
+    let leader = status.nodes.iter().max_by_key(leads).and_then(|node| site.place_of(&node.name));
+    leader.ok_or_else(|| Failure::runtime("no node leads"))
+}
+
+async fn kill(site: &mut OwnSite, place: usize, start: Instant) -> Result<(), Failure> {
+    let id = process(&site.nodes()[place]);
+    site.node_mut(place).kill().await?;
+    let which = match site.nodes().len() {
+        1 => String::new(),
+        _ => format!(", node-{}, which leads", place + 1),
+    };
+    say(&format!("{:5.1} s  kill -9 {id}{which}\n", start.elapsed().as_secs_f64()))
+}
+
+async fn restart(site: &mut OwnSite, place: usize, start: Instant) -> Result<(), Failure> {
     let begun = Instant::now();
-    broker.restart().await?;
+    site.node_mut(place).restart().await?;
     say(&format!(
         "{:5.1} s  started again on the same data, serving after {} ms\n",
         start.elapsed().as_secs_f64(),
@@ -309,14 +365,38 @@ async fn finish(
     Ok(findings)
 }
 
-/// Reads everything a second time, from the first offset, by fresh readers.
-async fn read_again(broker: &OwnBroker, acked: &[Acked]) -> Result<Findings, Failure> {
-    let client = Client::connect(broker.profile()).await?;
+/// Reads everything a second time, from the first offset, from each node alone.
+async fn read_from_each(
+    site: &OwnSite,
+    acked: &[Acked],
+    live: &Findings,
+) -> Result<Vec<Findings>, Failure> {
+    let mut all = Vec::new();
+    for node in site.nodes() {
+        let client = Client::connect(node.profile()).await?;
+        let deadline = Instant::now() + READ_MAX;
+        let mut looks = interval(AGAIN_AFTER);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let findings = loop {
+            looks.tick().await;
+            let findings = read_again(&client, acked).await?;
+            // A node shows what it knows to be committed: of the newest it hears a moment later.
+            if findings.distinct >= live.distinct || Instant::now() > deadline {
+                break findings;
+            }
+        };
+        client.close().await;
+        all.push(findings);
+    }
+    Ok(all)
+}
+
+async fn read_again(client: &Client, acked: &[Acked]) -> Result<Findings, Failure> {
     let mut findings = Findings::default();
     for line in Line::all(LINES) {
         let expected =
             acked.iter().filter(|a| line_of(a.producer) == line).map(|a| a.published).sum();
-        let mut reader = Reader::open(&client, line, expected).await?;
+        let mut reader = Reader::open(client, line, expected).await?;
         reader.read_to_the_end().await?;
         findings.add(reader.findings());
     }
@@ -326,27 +406,33 @@ async fn read_again(broker: &OwnBroker, acked: &[Acked]) -> Result<Findings, Fai
 fn verdict(
     acked: &[Acked],
     live: &Findings,
-    again: &Findings,
+    again: &[Findings],
     counters: &Counters,
 ) -> Result<(), Failure> {
     let published: u64 = acked.iter().map(|a| a.published).sum();
     let total: u64 = acked.iter().map(|a| a.acked).sum();
     let lost = total.saturating_sub(live.distinct);
-    let same = live.digest == again.digest && again.duplicated == 0;
+    let same = again.iter().all(|again| live.digest == again.digest && again.duplicated == 0);
+    let clean = |of: &dyn Fn(&Findings) -> u64| of(live) == 0 && again.iter().all(|a| of(a) == 0);
+    let (whence, what) = match again.len() {
+        1 => ("", "the kill, the restart and the recovery are in it"),
+        _ => (", from each node", "the kill and the election of another leader are in it"),
+    };
     say(&format!(
-        "\nread a second time from the first offset: {}\n\
+        "\nread a second time from the first offset{whence}: {}\n\
          order per sensor kept: {}, contents as published: {}\n\
-         longest time without an ack: {} ms (the kill, the restart and the recovery are in it)\n",
+         longest wait of a record for its ack: {} ms ({what})\n",
         if same { "the same records at the same offsets" } else { "NOT the same" },
-        yes(live.disordered == 0 && again.disordered == 0),
-        yes(live.damaged == 0 && again.damaged == 0),
-        counters.longest_pause_ms.load(Relaxed),
+        yes(clean(&|f| f.disordered)),
+        yes(clean(&|f| f.damaged)),
+        counters.longest_wait_ms.load(Relaxed),
     ))?;
     say(&format!(
         "published {published} acked {total} read {} lost {lost} duplicated {}\n",
         live.distinct, live.duplicated
     ))?;
-    let good = lost == 0 && total == published && same && live.is_clean() && again.is_clean();
+    let clean = live.is_clean() && again.iter().all(Findings::is_clean);
+    let good = lost == 0 && total == published && same && clean;
     if good { Ok(()) } else { Err(Failure::runtime("records did not come through as they should")) }
 }
 

@@ -33,7 +33,7 @@ use crate::{
         tls::{NODE_CERTIFICATE_FILE, NODE_KEY_FILE},
     },
     server::joined::{JOINED_FILE, Joined},
-    types::{NodeId, NodeName, NodeRole, SiteName},
+    types::{InviteToken, NodeId, NodeName, NodeRole, SiteName},
     wire::{JoinRequest, JoinWelcome, Octets, PROTOCOL_VERSION, PROTOCOL_VERSION_MIN},
 };
 
@@ -66,8 +66,9 @@ pub struct Join {
     advertise: Vec<Address>,
 }
 
-#[derive(Serialize)]
-struct Done {
+/// What a join has made.
+#[derive(Debug, Serialize)]
+pub(super) struct Done {
     site: SiteName,
     node: NodeName,
     id: NodeId,
@@ -80,6 +81,23 @@ struct Done {
 
 impl Join {
     pub(super) fn run(self, global: &Global) -> Result<(), Failure> {
+        block_on(async { global.output().show(&self.join().await?, Done::in_words) })
+    }
+
+    /// With all that is not in the configuration left as it is.
+    pub(super) fn as_configured(token: &InviteToken, config: PathBuf) -> Self {
+        Self {
+            token: token.as_str().to_owned(),
+            config: ConfigFile { path: Some(config) },
+            name: None,
+            data_dir: None,
+            listen: None,
+            advertise: vec![],
+        }
+    }
+
+    /// Makes this machine a node.
+    pub(super) async fn join(self) -> Result<Done, Failure> {
         let invite = self.invite()?;
         let (config, set) = self.configuration()?;
         let name = self.name.or_else(|| config.node.name.clone()).unwrap_or_else(host_name);
@@ -99,7 +117,7 @@ impl Join {
         };
         let addresses = advertised(&config.listen.advertise, config.listen.address);
         let request = draft.request(&invite, &addresses)?;
-        let welcome = ask(&invite, &request)?;
+        let welcome = joiner::join(&invite, &request).await?;
         let own = |welcome: &JoinWelcome| IssuedCertificate {
             certificate_pem: welcome.certificate_pem.clone(),
             key_pem: draft.key.clone(),
@@ -117,7 +135,7 @@ impl Join {
         made.push(data.join(JOINED_FILE));
         // What is left of it is in no one's way but holds a key.
         let _ = fs::remove_file(data.join(DRAFT_FILE));
-        let done = Done {
+        Ok(Done {
             site: welcome.site,
             node: name,
             id: welcome.node,
@@ -125,8 +143,7 @@ impl Join {
             files: made,
             set,
             next: next_command(&self.config),
-        };
-        global.output().show(&done, Done::in_words)
+        })
     }
 
     fn invite(&self) -> Result<Invite, Failure> {
@@ -270,15 +287,6 @@ impl Draft {
             software: crate::SOFTWARE.to_owned(),
         })
     }
-}
-
-fn ask(invite: &Invite, request: &JoinRequest) -> Result<JoinWelcome, Failure> {
-    let mut welcome = None;
-    block_on(async {
-        welcome = Some(joiner::join(invite, request).await?);
-        Ok(())
-    })?;
-    welcome.ok_or_else(|| Failure::runtime("the join has no answer"))
 }
 
 fn joined(welcome: &JoinWelcome, disk_id: u128) -> Joined {

@@ -15,10 +15,10 @@ pub(super) struct LogControl {
     filter: reload::Handle<EnvFilter, Registry>,
 }
 
-/// Libraries tell their own troubles at these levels, whatever ours is. openraft warns several times a second while a
-/// member is away, which `cluster` and `peer` say once.
-const LIBRARIES: &str = "quinn=warn,quinn_proto=warn,quinn_udp=error,rustls=warn,h2=warn,hyper=warn,\
-                         openraft=error";
+/// Libraries tell their own troubles at these levels, whatever ours is. What openraft calls an error is a node that is
+/// down, several times a second: links tell that once.
+const LIBRARIES: &str =
+    "openraft=off,quinn=warn,quinn_proto=warn,quinn_udp=error,rustls=warn,h2=warn,hyper=warn";
 
 /// Begins to log. `RUST_LOG` wins over the configuration.
 pub(super) fn start(config: &Log) -> Result<LogControl, Failure> {

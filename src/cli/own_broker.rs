@@ -16,7 +16,7 @@ use tokio::{
     time::{Instant, MissedTickBehavior, interval, timeout, timeout_at},
 };
 
-use super::{cert, exit::Failure, now};
+use super::{cert, exit::Failure, join::Join, now};
 use crate::{
     Server,
     client::Profile,
@@ -27,7 +27,7 @@ use crate::{
         secret_file::{self, Access},
         tls::{NODE_CERTIFICATE_FILE, NODE_KEY_FILE},
     },
-    types::{ClientName, NodeName, SiteName},
+    types::{ClientName, InviteToken, NodeName, SiteName},
 };
 
 /// A broker that runs as a child process. It is killed when this is dropped.
@@ -52,23 +52,47 @@ impl OwnBroker {
         parent: Option<&Path>,
         settings: &str,
     ) -> Result<Self, Failure> {
-        let mut broker = Self::prepare(program, parent, settings)?;
+        let mut broker = Self::found(program, parent, NAME, settings)?;
         broker.restart().await?;
         Ok(broker)
     }
 
-    fn prepare(program: &Path, parent: Option<&Path>, settings: &str) -> Result<Self, Failure> {
-        let mut builder = tempfile::Builder::new();
-        builder.prefix("dunlin-");
-        let dir = match parent {
-            Some(parent) => builder.tempdir_in(parent),
-            None => builder.tempdir(),
-        };
-        let dir = dir.map_err(|error| Failure::runtime(format!("no directory: {error}")))?;
-        let profile = make_site(dir.path())?;
+    /// The first node of a site, not started yet.
+    pub(super) fn found(
+        program: &Path,
+        parent: Option<&Path>,
+        name: &str,
+        settings: &str,
+    ) -> Result<Self, Failure> {
+        let dir = new_directory(parent)?;
+        let profile = make_site(dir.path(), name)?;
+        Self::prepare(program, dir, profile, name, settings)
+    }
+
+    /// A further node of the site to which `profile` leads, not started yet: it joins with this invite.
+    pub(super) async fn join(
+        program: &Path,
+        parent: &Path,
+        profile: &Profile,
+        token: &InviteToken,
+        (name, settings): (&str, &str),
+    ) -> Result<Self, Failure> {
+        let dir = new_directory(Some(parent))?;
+        let broker = Self::prepare(program, dir, profile.clone(), name, settings)?;
+        Join::as_configured(token, broker.config_file()).join().await?;
+        Ok(broker)
+    }
+
+    fn prepare(
+        program: &Path,
+        dir: TempDir,
+        profile: Profile,
+        name: &str,
+        settings: &str,
+    ) -> Result<Self, Failure> {
         let program = program.into();
         let broker = Self { program, dir, profile, address: None, http: None, child: None };
-        broker.configure(settings)?;
+        broker.configure(name, settings)?;
         Ok(broker)
     }
 
@@ -104,7 +128,7 @@ impl OwnBroker {
         let (address, http) = match wait_for(&address_file, child).await {
             Ok(addresses) => addresses,
             Err(why) => {
-                let log = fs::read_to_string(self.log_file()).unwrap_or_default();
+                let log = self.log();
                 let last: Vec<&str> = log.lines().rev().take(3).collect();
                 let last: Vec<&str> = last.into_iter().rev().collect();
                 return Err(Failure::runtime(format!("the broker {why}: {}", last.join("; "))));
@@ -176,6 +200,22 @@ impl OwnBroker {
         }
     }
 
+    /// Lets the next start take another port, as on a machine that has got another address.
+    ///
+    /// # Errors
+    /// If its configuration cannot be changed.
+    pub fn forget_address(&mut self) -> Result<(), Failure> {
+        let Some(address) = self.address.take() else { return Ok(()) };
+        let config = fs::read_to_string(self.config_file()).unwrap_or_default();
+        self.write_config(&config.replace(&format!("address = '{address}'"), ADDRESS))
+    }
+
+    /// What it has written to its log.
+    #[must_use]
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.log_file()).unwrap_or_default()
+    }
+
     /// Its databases.
     #[must_use]
     pub fn data_dir(&self) -> PathBuf {
@@ -194,10 +234,10 @@ impl OwnBroker {
         self.dir.path()
     }
 
-    fn configure(&self, settings: &str) -> Result<(), Failure> {
+    fn configure(&self, name: &str, settings: &str) -> Result<(), Failure> {
         let data = self.data_dir();
         self.write_config(&format!(
-            "[node]\nname = 'own'\ndata_dir = '{}'\n\n\
+            "[node]\nname = '{name}'\ndata_dir = '{}'\n\n\
              [listen]\n{ADDRESS}\nhttp = '127.0.0.1:0'\n\n\
              [log]\nlevel = 'warn'\nformat = 'text'\n\n{settings}\n",
             data.display()
@@ -232,7 +272,7 @@ impl BrokerHere {
     /// If that does not work: then the example that asked for it does not either.
     pub async fn start() -> Self {
         let small = "[storage]\nlow_space = '64MiB'\nballast = '16MiB'\n";
-        let mut site = OwnBroker::prepare(Path::new(""), None, small).expect("a directory");
+        let mut site = OwnBroker::found(Path::new(""), None, NAME, small).expect("a directory");
         let config = Config::load(Some(&site.config_file())).expect("a good configuration");
         let server = Server::start(config).await.expect("a broker");
         site.profile.addresses = vec![reachable(server.address()).expect("a bound address")];
@@ -246,13 +286,23 @@ impl BrokerHere {
     }
 }
 
+fn new_directory(parent: Option<&Path>) -> Result<TempDir, Failure> {
+    let mut builder = tempfile::Builder::new();
+    builder.prefix("dunlin-");
+    let dir = match parent {
+        Some(parent) => builder.tempdir_in(parent),
+        None => builder.tempdir(),
+    };
+    dir.map_err(|error| Failure::runtime(format!("no directory: {error}")))
+}
+
 /// Makes authority, node and client of a new site, and returns the client's profile.
-pub(super) fn make_site(dir: &Path) -> Result<Profile, Failure> {
+pub(super) fn make_site(dir: &Path, node: &str) -> Result<Profile, Failure> {
     let pki = dir.join("data/pki");
     fs::create_dir_all(&pki).map_err(|error| Failure::runtime(format!("no directory: {error}")))?;
     let word = "the name is a plain word";
     let site: SiteName = "own".parse().expect(word);
-    let node: NodeName = "own".parse().expect(word);
+    let node: NodeName = node.parse().expect(word);
     let client: ClientName = "own".parse().expect(word);
     let validity = Validity::as_long_as_the_authority(now());
     let authority = SiteAuthority::create(site, now())?;
@@ -296,6 +346,8 @@ fn reachable(address: SocketAddr) -> Result<Address, Failure> {
     Address::new(&address.ip().to_string(), address.port()).map_err(Failure::runtime)
 }
 
+/// Of a node that is alone.
+const NAME: &str = "own";
 /// Port 0 until the first start has got one.
 const ADDRESS: &str = "address = '127.0.0.1:0'";
 const HTTP_MAX: Duration = Duration::from_secs(5);

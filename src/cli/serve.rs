@@ -48,14 +48,20 @@ impl Serve {
 
     async fn serve(self, config: Config, mut log: LogControl) -> Result<(), Failure> {
         let mut signals = Signals::listen()?;
-        let mut server = Server::start(config).await?;
+        let mut parent = self.parent()?;
+        // A node that finds nobody of its site waits, and must still be told to stop.
+        let mut server = tokio::select! {
+            server = Server::start(config) => server?,
+            _ = signals.terminate.recv() => return Ok(()),
+            _ = signals.interrupt.recv() => return Ok(()),
+            () = &mut parent => return Ok(()),
+        };
         if let Some(file) = &self.address_file {
             write_address(file, &server)?;
         }
         notify(&[NotifyState::Ready]);
         let mut failure = server.failure();
         let mut watchdog = Watchdog::new();
-        let mut parent = self.parent()?;
         loop {
             tokio::select! {
                 () = watchdog.next() => watchdog.beat(&server),

@@ -12,6 +12,7 @@ use std::{
 use bytes::BytesMut;
 use quinn::{ConnectError, Connection, ConnectionError, Endpoint, WriteError};
 use tokio::{
+    sync::watch,
     task::JoinSet,
     time::{Instant, sleep_until, timeout},
 };
@@ -108,6 +109,14 @@ pub(super) enum DialError {
     Welcome(String),
 }
 
+impl DialError {
+    /// Only a node that has proven to be of this site comes so far.
+    fn says_removed(&self) -> bool {
+        matches!(self, Self::Connection(ConnectionError::ApplicationClosed(closed))
+            if closed.error_code == CloseCode::Removed.code().into())
+    }
+}
+
 impl From<FrameError> for DialError {
     fn from(error: FrameError) -> Self {
         match error {
@@ -140,15 +149,23 @@ pub(super) struct Dialler {
     me: Me,
     config: Mutex<quinn::ClientConfig>,
     incarnation: AtomicU64,
+    removed: watch::Sender<bool>,
 }
 
 impl Dialler {
     pub(super) fn new(endpoint: Endpoint, DialConfig { me, config }: DialConfig) -> Self {
-        Self { endpoint, me, config: Mutex::new(config), incarnation: AtomicU64::new(0) }
+        let (removed, _) = watch::channel(false);
+        let incarnation = AtomicU64::new(0);
+        Self { endpoint, me, config: Mutex::new(config), incarnation, removed }
     }
 
     pub(super) fn set_config(&self, config: quinn::ClientConfig) {
         *self.config.lock().unwrap_or_else(PoisonError::into_inner) = config;
+    }
+
+    /// Becomes true once a node of the site has said that it has removed this one.
+    pub(super) fn removed(&self) -> watch::Receiver<bool> {
+        self.removed.subscribe()
     }
 
     pub(super) fn set_incarnation(&self, incarnation: Incarnation) {
@@ -187,7 +204,11 @@ impl Dialler {
             }
             Err(failed)
         };
-        timeout(PEER_DIAL_TIMEOUT, round).await.unwrap_or(Err(DialError::Timeout))
+        let dialled = timeout(PEER_DIAL_TIMEOUT, round).await.unwrap_or(Err(DialError::Timeout));
+        if dialled.as_ref().is_err_and(DialError::says_removed) {
+            self.removed.send_replace(true);
+        }
+        dialled
     }
 
     fn greet(

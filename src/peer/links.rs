@@ -9,7 +9,7 @@ use std::{
 
 use bytes::Bytes;
 use quinn::Endpoint;
-use tokio::{runtime::Handle, time::timeout};
+use tokio::{runtime::Handle, sync::watch, time::timeout};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
@@ -97,6 +97,12 @@ impl Links {
     /// The boot that later connections name. Those that are open stay: messages carry boots of their own.
     pub fn set_incarnation(&self, incarnation: Incarnation) {
         self.inner.dialler.set_incarnation(incarnation);
+    }
+
+    /// Becomes true once a node of the site has said that it has removed this one.
+    #[must_use]
+    pub fn removed(&self) -> watch::Receiver<bool> {
+        self.inner.dialler.removed()
     }
 
     /// What later connections use: for certificates that were read again.

@@ -35,6 +35,12 @@ pub trait PeerSink: Send + Sync + 'static {
     /// Whether the site has a node of this number and name.
     fn knows(&self, node: NodeId, name: &NodeName) -> bool;
 
+    /// Whether the site has taken this node out, for ever.
+    fn has_removed(&self, node: NodeId) -> bool {
+        let _ = node;
+        false
+    }
+
     /// A node that is known has come, from this address.
     fn came(&self, node: NodeId, from: SocketAddr) {
         let _ = (node, from);
@@ -151,7 +157,11 @@ async fn greet(
     }
     if hello.node == me.node || !sink.knows(hello.node, &hello.name) {
         let reason = format!("the site has no other node {} called '{proven}'", hello.node);
-        return Err(refused(CloseCode::Forbidden, reason));
+        let code = match sink.has_removed(hello.node) {
+            true => CloseCode::Removed,
+            false => CloseCode::Forbidden,
+        };
+        return Err(refused(code, reason));
     }
     let welcome = PeerWelcome {
         version,
@@ -215,6 +225,9 @@ impl Peer<'_> {
         let beat = Heartbeat::decode(datagram).map_err(|bad| refused(CloseCode::Protocol, bad))?;
         if beat.from.node != self.node {
             return Err(other_node(self.node, beat.from.node));
+        }
+        if self.sink.has_removed(self.node) {
+            return Err(refused(CloseCode::Removed, CloseCode::Removed));
         }
         if let Some(beat) = digests.take(beat) {
             self.sink.heartbeat(self.node, beat);

@@ -18,6 +18,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
     engine::Engine,
+    liveness::LivenessTable,
     publish::PublishStream,
     relay::Relays,
     request,
@@ -50,6 +51,8 @@ pub(super) struct Shared {
     pub(super) pki_dir: PathBuf,
     /// Machines that may be joining at once.
     pub(super) joins: Semaphore,
+    /// Who was heard when.
+    pub(super) liveness: LivenessTable,
     pub(super) topic_defaults: TopicSettings,
     pub(super) allow_anonymous: bool,
     pub(super) streams_max: u32,

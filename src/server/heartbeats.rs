@@ -43,7 +43,7 @@ pub(super) async fn run(shared: Arc<Shared>, mut heard: mpsc::Receiver<Heartbeat
                 pulse.beat(&shared);
                 pulse.look_whether_isolated(&shared);
             }
-            Some(beat) = heard.recv() => pulse.hear(&engine, beat),
+            Some(beat) = heard.recv() => pulse.hear(&shared, &beat),
             // The senders live in the group.
             _ = applied.changed() => {}
             _ = leader.changed() => {}
@@ -74,7 +74,8 @@ impl Pulse {
         if let Some(links) = engine.links.get() {
             links.heartbeat(&beat);
         }
-        self.controller.heartbeat(beat.from, &beat.digests, engine.clock.uptime());
+        shared.liveness.retain(|node| engine.group.read(|site| site.nodes.contains_key(&node)));
+        self.hear(shared, &beat);
     }
 
     /// A node that hears no majority takes no publishes: they could wait for ever, while others lead. What waits is
@@ -103,8 +104,9 @@ impl Pulse {
         }
     }
 
-    fn hear(&mut self, engine: &Engine, beat: Heartbeat) {
-        let now = engine.clock.uptime();
+    fn hear(&mut self, shared: &Shared, beat: &Heartbeat) {
+        let now = shared.engine.clock.uptime();
+        shared.liveness.take(beat, now);
         self.controller.heartbeat(beat.from, &beat.digests, now);
     }
 

@@ -2,11 +2,14 @@
 
 use std::sync::Arc;
 
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::{
+    sync::watch,
+    time::{MissedTickBehavior, interval},
+};
 
 use super::{connection::Shared, engine::Engine};
 use crate::{
-    cluster::{GroupError, SiteState, place},
+    cluster::{GroupError, MetaCommand, MetaGroup, SiteState, place},
     limits::{MEMBERS_INTERVAL, META_VOTERS_MAX},
     types::NodeId,
 };
@@ -24,7 +27,10 @@ pub(super) async fn run(shared: Arc<Shared>) {
             () = shared.stopping.cancelled() => return,
             _ = ticks.tick() => {}
             // The senders live in the group.
-            _ = leader.changed() => {}
+            _ = leader.changed() => match *leader.borrow_and_update() {
+                Some(node) => tracing::info!(%node, "metadata has a leader"),
+                None => tracing::warn!("metadata has no leader: it cannot change"),
+            },
             _ = applied.changed() => {
                 // A new node is not to wait; the rest has time.
                 let nodes = engine.group.read(|site| site.nodes.len());
@@ -44,7 +50,10 @@ async fn look_after(engine: &Engine) {
     for command in engine.group.read(place) {
         engine.ask(command);
     }
-    let Some(change) = engine.group.read(|site| wanted(site, &engine.group.members())) else {
+    let Some(change) = engine
+        .group
+        .read(|site| wanted(site, &engine.group.members(), engine.group.status().leader))
+    else {
         return;
     };
     let made = match change {
@@ -64,6 +73,31 @@ async fn look_after(engine: &Engine) {
     }
 }
 
+/// Stops the node when the site has removed it. Runs until the node stops.
+pub(super) async fn watch_removal(engine: Arc<Engine>, mut removed: watch::Receiver<bool>) {
+    if removed.wait_for(|removed| *removed).await.is_ok() {
+        engine.fail("the site has removed it");
+    }
+}
+
+/// Takes a node out of the site: first its vote, as long as everybody may still talk to it, then its record.
+pub(super) async fn let_go(group: &MetaGroup, node: NodeId) -> Result<(), GroupError> {
+    let command = MetaCommand::RemoveNode { node };
+    group.read(|site| site.check_unused(node))?;
+    let (voters, learners) = group.members();
+    if voters == [node] {
+        let able =
+            |other: &&NodeId| **other != node && group.read(|site| has_started(site, **other));
+        if let Some(heir) = learners.iter().find(able) {
+            group.promote(*heir).await?;
+        }
+    }
+    if voters.contains(&node) || learners.contains(&node) {
+        group.remove(node).await?;
+    }
+    group.propose(command).await.map(drop)
+}
+
 /// A change of the membership.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Change {
@@ -74,7 +108,11 @@ enum Change {
 
 /// The next change that is wanted: every node gets the log; an odd number of them votes, as two that must agree are worth
 /// less than one.
-fn wanted(site: &SiteState, members: &(Vec<NodeId>, Vec<NodeId>)) -> Option<Change> {
+fn wanted(
+    site: &SiteState,
+    members: &(Vec<NodeId>, Vec<NodeId>),
+    leader: Option<NodeId>,
+) -> Option<Change> {
     let (voters, learners) = members;
     let is_member = |node: &NodeId| voters.contains(node) || learners.contains(node);
     if let Some(gone) = voters.iter().chain(learners).find(|n| !site.nodes.contains_key(n)) {
@@ -84,11 +122,24 @@ fn wanted(site: &SiteState, members: &(Vec<NodeId>, Vec<NodeId>)) -> Option<Chan
         return Some(Change::Learner(*new));
     }
     // A node that has never started has nothing to vote with.
-    let started = |node: &&NodeId| site.nodes.get(node).is_some_and(|n| n.incarnation.0 != 0);
+    let started = |node: &&NodeId| has_started(site, **node);
     let able = site.nodes.keys().filter(started).count();
     let want = (able - usize::from(able.is_multiple_of(2) && able > 0)).min(META_VOTERS_MAX);
-    if voters.len() >= want {
+    if voters.len() > want {
+        // It comes back as a learner.
+        let leaving = |node: &&NodeId| (is_leaving(site, **node), Some(**node) != leader, **node);
+        return voters.iter().max_by_key(leaving).map(|node| Change::Gone(*node));
+    }
+    if voters.len() == want {
         return None;
     }
     learners.iter().filter(started).min().map(|node| Change::Voter(*node))
+}
+
+fn has_started(site: &SiteState, node: NodeId) -> bool {
+    site.nodes.get(&node).is_some_and(|node| node.has_booted())
+}
+
+fn is_leaving(site: &SiteState, node: NodeId) -> bool {
+    site.nodes.get(&node).is_some_and(|node| node.draining)
 }

@@ -95,6 +95,10 @@ impl PeerSink for Peers {
         })
     }
 
+    fn has_removed(&self, node: NodeId) -> bool {
+        self.group().is_some_and(|group| group.read(|site| site.removed.contains_key(&node)))
+    }
+
     fn envelope(&self, _from: NodeId, envelope: Envelope<Entry>) -> BoxFuture<'_, ()> {
         if let Some(engine) = self.engine() {
             engine.message(envelope);

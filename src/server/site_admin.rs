@@ -1,8 +1,10 @@
 //! What administrators ask of the site's nodes: invites, how all are, weights, and goodbyes.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
-use super::{connection::Shared, streams};
+use tokio::runtime::Handle;
+
+use super::{connection::Shared, members, streams};
 use crate::{
     cluster::{FOUNDER, GroupError, InviteId, MetaCommand, MetaReject, NodeRecord, SiteState},
     limits::{INVITE_LIFETIME_DEFAULT, INVITE_LIFETIME_MAX, JOIN_ADDRESSES_MAX},
@@ -15,8 +17,7 @@ use crate::{
     replication::ShardConfig,
     types::{Address, InviteSecret, NodeId, NodeRole, ShardId, Timestamp},
     wire::{
-        Answer, ClusterNode, ClusterShard, ClusterStatus, Code, Fault, Invited, Lag, Liveness,
-        NodeInfo,
+        Answer, ClusterNode, ClusterShard, ClusterStatus, Code, Fault, Invited, Liveness, NodeInfo,
     },
 };
 
@@ -81,8 +82,9 @@ pub(super) fn set_node(
 
 /// Takes a node out of the site.
 pub(super) fn remove_node(shared: &Shared, who: &str, node: NodeId) -> Result<Answer, Fault> {
-    let command = MetaCommand::RemoveNode { node };
-    shared.engine.group.propose_blocking(command).map_err(|error| group_fault(&error))?;
+    let group = Arc::clone(&shared.engine.group);
+    let left = Handle::current().block_on(members::let_go(&group, node));
+    left.map_err(|error| group_fault(&error))?;
     tracing::info!(client = who, %node, "node removed from the site");
     Ok(Answer::Done)
 }
@@ -167,7 +169,7 @@ fn shard_status(shared: &Shared, id: u16, shard: &ShardConfig) -> ClusterShard {
         replicas: shard.replicas.clone(),
         copies_min: shard.copies_min,
         stalled: shard.stalled,
-        behind: shared.behind(ShardId(id), shard),
+        behind: shared.liveness.behind(ShardId(id), shard, shared.engine.clock.uptime()),
     }
 }
 
@@ -177,29 +179,18 @@ fn open_invites(site: &SiteState, now: Timestamp) -> u32 {
 }
 
 impl Shared {
-    /// What this node knows of another one's life: its own only, as long as it hears of no other.
+    /// What this node knows of the life of a node.
     fn liveness(&self, node: NodeId) -> Option<Liveness> {
         let engine = &self.engine;
-        (node == engine.me.node).then(|| Liveness {
+        let uptime = engine.clock.uptime();
+        if node != engine.me.node {
+            return self.liveness.of(node, uptime);
+        }
+        Some(Liveness {
             up: true,
-            since_ms: u64::try_from(engine.clock.uptime().as_millis()).unwrap_or(u64::MAX),
+            since_ms: u64::try_from(uptime.as_millis()).unwrap_or(u64::MAX),
             clients: Some(u32::try_from(self.connections.len()).unwrap_or(u32::MAX)),
         })
-    }
-
-    /// Replicas that have not all: those that should hold the shard and are not in its set.
-    #[expect(
-        clippy::unused_self,
-        reason = "how far each is behind is for the shard's driver to say"
-    )]
-    fn behind(&self, _shard: ShardId, config: &ShardConfig) -> Vec<Lag> {
-        let outside = config.replicas.iter().filter(|node| !config.set.contains(node));
-        let lag = |node: &NodeId| {
-            let is_pending = config.pending.iter().any(|boot| boot.node == *node);
-            let why = if is_pending { "it catches up" } else { "it is not in the commit set" };
-            Lag { node: *node, entries: None, why: why.to_owned() }
-        };
-        outside.map(lag).collect()
     }
 }
 

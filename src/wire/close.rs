@@ -28,6 +28,8 @@ pub enum CloseCode {
     Internal = 9,
     /// Nobody reads this stream any more.
     Unwanted = 10,
+    /// The site has removed this node.
+    Removed = 11,
 }
 
 impl CloseCode {
@@ -52,6 +54,7 @@ impl CloseCode {
             Self::Forbidden,
             Self::Internal,
             Self::Unwanted,
+            Self::Removed,
         ]
         .into_iter()
         .find(|close| u64::from(close.code()) == code)
@@ -72,6 +75,7 @@ impl fmt::Display for CloseCode {
             Self::Forbidden => "the certificate gives no access",
             Self::Internal => "the node failed",
             Self::Unwanted => "nobody reads this stream any more",
+            Self::Removed => "the site has removed this node",
         })
     }
 }

@@ -96,7 +96,7 @@ impl BareQuinn {
     pub(super) async fn start(program: &Path) -> Result<Self, Failure> {
         let dir = tempfile::Builder::new().prefix("dunlin-quinn-").tempdir();
         let dir = dir.map_err(|error| Failure::runtime(format!("no directory: {error}")))?;
-        let profile = own_broker::make_site(dir.path())?;
+        let profile = own_broker::make_site(dir.path(), "own")?;
         let mut command = Command::new(program);
         command.args(["bench", "bare"]).arg(dir.path()).stdin(std::process::Stdio::piped());
         let child = command.kill_on_drop(true).spawn();

@@ -106,10 +106,11 @@ impl SiteState {
         Ok(MetaOutcome::NodeAdded(id))
     }
 
-    pub(super) fn remove_node(&mut self, node: NodeId) -> Result<MetaOutcome, MetaReject> {
-        if self.removed.contains_key(&node) {
-            return Ok(MetaOutcome::Done);
-        }
+    /// Whether nothing lies on a node, so that it can be removed.
+    ///
+    /// # Errors
+    /// [`MetaReject`]: there is no such node, or it holds something.
+    pub fn check_unused(&self, node: NodeId) -> Result<(), MetaReject> {
         if !self.nodes.contains_key(&node) {
             return Err(MetaReject::NoNode(node));
         }
@@ -119,6 +120,14 @@ impl SiteState {
         if let Some((number, _)) = (0..).zip(&self.shards).find(holds) {
             return Err(MetaReject::NodeInUse { node, shard: ShardId(number) });
         }
+        Ok(())
+    }
+
+    pub(super) fn remove_node(&mut self, node: NodeId) -> Result<MetaOutcome, MetaReject> {
+        if self.removed.contains_key(&node) {
+            return Ok(MetaOutcome::Done);
+        }
+        self.check_unused(node)?;
         if self.voters.iter().all(|voter| *voter == node) && !self.voters.is_empty() {
             return Err(MetaReject::LastVoter(node));
         }

@@ -9,7 +9,7 @@ use tokio::{net::UdpSocket, sync::watch, task::JoinSet, time::Instant};
 
 use super::{bench::EPOCH, *};
 use crate::{
-    limits::{HEARTBEAT, PEER_IDLE_TIMEOUT, PEER_QUEUE_BYTES_MAX, PEER_QUEUE_LEN},
+    limits::{PEER_IDLE_TIMEOUT, PEER_QUEUE_BYTES_MAX, PEER_QUEUE_LEN},
     replication::{Body, Chunk, Envelope, LogEnd, StateRow},
 };
 
