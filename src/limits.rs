@@ -132,8 +132,11 @@ pub const FENCE_AFTER: Duration = Duration::from_millis(700);
 /// In a dispute of who hears whom, what was not heard for this long is not heard: less than [`FENCE_AFTER`], so that a
 /// primary is replaced before it can remove all others.
 pub const HEARD_WITHIN: Duration = Duration::from_millis(500);
-/// How long a node that asked for the lead of the metadata group waits before it asks again.
-pub const STAND_AGAIN: Duration = Duration::from_millis(500);
+/// How long a node that asked for the lead of the metadata group waits before it asks again: the members' own drawn times
+/// come first.
+pub const STAND_AGAIN: Duration = Duration::from_secs(3);
+/// A node whose own heartbeat comes so late has stood still, and judges nobody by the time in between.
+pub const STOOD_STILL_AFTER: Duration = Duration::from_millis(300);
 /// A node that has not heard a majority of the voters for this long takes no publishes: longer than others need to replace
 /// it as a primary.
 pub const ISOLATED_AFTER: Duration = Duration::from_millis(1_500);

@@ -69,6 +69,14 @@ impl Controller {
         heard.map(|(node, _)| *node).collect()
     }
 
+    /// This node itself has stood still for so long: what others have said meanwhile may wait to be heard, and is no
+    /// silence of theirs.
+    pub fn stood_still(&mut self, time: Duration, now: Duration) {
+        for heard in self.heard.values_mut() {
+            heard.at = (heard.at + time).min(now);
+        }
+    }
+
     /// Whether a node was heard of lately enough not to count as down, in whatever boot.
     #[must_use]
     pub fn lives(&self, node: NodeId, now: Duration) -> bool {

@@ -10,7 +10,7 @@ use tokio::{
 
 use super::{connection::Shared, engine::Engine, slot::Slot};
 use crate::{
-    limits::{HEARTBEAT, ISOLATED_AFTER, STAND_AGAIN},
+    limits::{HEARTBEAT, ISOLATED_AFTER, STAND_AGAIN, STOOD_STILL_AFTER},
     peer::Heartbeat,
     replication::{Controller, LogEnd, ShardDigest},
     types::{NodeId, ShardId},
@@ -24,6 +24,8 @@ struct Pulse {
     majority_at: Duration,
     /// When this node asked for the lead of the metadata group last.
     stood_at: Duration,
+    /// When this node beat last.
+    beat_at: Duration,
 }
 
 /// Runs until the node stops.
@@ -33,7 +35,7 @@ pub(super) async fn run(shared: Arc<Shared>, mut heard: mpsc::Receiver<Heartbeat
     let mut leader = engine.group.leader();
     let now = engine.clock.uptime();
     let mut pulse =
-        Pulse { controller: Controller::new(now), sent: 0, majority_at: now, stood_at: now };
+        Pulse { controller: Controller::new(now), sent: 0, majority_at: now, stood_at: now, beat_at: now };
     let mut ticks = interval(HEARTBEAT);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -60,6 +62,14 @@ pub(super) async fn run(shared: Arc<Shared>, mut heard: mpsc::Receiver<Heartbeat
 impl Pulse {
     fn beat(&mut self, shared: &Shared) {
         let engine = &shared.engine;
+        let now = engine.clock.uptime();
+        if now > self.beat_at + STOOD_STILL_AFTER {
+            let still = now.saturating_sub(self.beat_at + HEARTBEAT);
+            tracing::debug!(?still, "this machine is busy");
+            self.controller.stood_still(still, now);
+            self.majority_at = (self.majority_at + still).min(now);
+        }
+        self.beat_at = now;
         engine.tick();
         self.sent += 1;
         let beat = Heartbeat {

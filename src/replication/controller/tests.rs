@@ -122,3 +122,15 @@ fn a_primary_that_hears_none_of_those_who_hear_each_other_is_replaced() {
     let later = now + HEARD_WITHIN * 2;
     assert_eq!(elected(&mut controller, &config(&[1, 2, 3]), later), None, "reports grow old");
 }
+
+#[test]
+fn time_in_which_this_node_stood_still_is_nobodys_silence() {
+    let mut controller = Controller::new(Duration::ZERO);
+    let heard = SECOND * 20;
+    (1..=2).for_each(|node| hear(&mut controller, node, 3, 9, heard));
+    let (still, now) = (FENCE_AFTER * 2, heard + FENCE_AFTER * 2 + HEARTBEAT);
+    assert!(!controller.lives(NodeId(1), now));
+    controller.stood_still(still, now);
+    assert!(controller.lives(NodeId(1), now));
+    assert!(!controller.lives(NodeId(1), now + FENCE_AFTER), "what comes after counts");
+}
