@@ -1,7 +1,7 @@
 //! The pulse of a node: tells the others that it lives, ticks its shards, and decides about elections while it leads the
 //! metadata group.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use tokio::{
     sync::mpsc,
@@ -48,10 +48,12 @@ impl Pulse {
         let engine = &shared.engine;
         engine.tick();
         self.sent += 1;
+        let now = engine.clock.uptime();
         let beat = Heartbeat {
             from: engine.me,
             sent: self.sent,
             applied: engine.group.read(|site| site.applied),
+            hears: self.controller.hears(now),
             digests: engine.slots.iter().filter_map(digest).collect(),
             connections: u32::try_from(shared.connections.len()).unwrap_or(u32::MAX),
             load: 0,
@@ -60,12 +62,18 @@ impl Pulse {
         if let Some(links) = engine.links.get() {
             links.heartbeat(&beat);
         }
-        self.controller.heartbeat(beat.from, &beat.digests, engine.clock.uptime());
+        self.take(beat, now);
     }
 
     fn hear(&mut self, engine: &Engine, beat: Heartbeat) {
-        let now = engine.clock.uptime();
+        self.take(beat, engine.clock.uptime());
+    }
+
+    fn take(&mut self, beat: Heartbeat, now: Duration) {
         self.controller.heartbeat(beat.from, &beat.digests, now);
+        if !beat.hears.is_empty() {
+            self.controller.reported(beat.from, beat.hears, now);
+        }
     }
 
     /// Proposes elections, while this node leads the group.
