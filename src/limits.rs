@@ -283,6 +283,9 @@ pub const CALLS_PER_PEER_MAX: u32 = 16;
 pub const PEER_ADDRESSES_MAX: usize = 8;
 /// Largest datagram between nodes: what fits the smallest packet that QUIC allows, with room for its own fields.
 pub const PEER_DATAGRAM_LEN_MAX: usize = 1_100;
+/// Most nodes that a heartbeat names as heard: they must leave room for digests in the datagram. A node that hears more names
+/// none at all: a list that lacks some would accuse them.
+pub const HEARTBEAT_HEARS_MAX: usize = 32;
 /// A link between nodes without any packet for this long is dead. Long enough for a lossy link, short enough that what
 /// was queued for it is given up before it is worthless.
 pub const PEER_IDLE_TIMEOUT: Duration = Duration::from_secs(3);

@@ -28,6 +28,7 @@ pub fn place(site: &SiteState) -> Vec<ShardCommand> {
     let mut deal = Deal::new(site, &weights, copies);
     deal.fill();
     deal.even_out();
+    deal.save_copies();
     let wanted = prefer(deal, &weights);
     let shards = (0..).map(ShardId).zip(&site.shards).zip(wanted);
     shards.filter_map(|((id, shard), wanted)| command(id, shard, wanted, weights.len())).collect()
@@ -180,14 +181,73 @@ impl<'a> Deal<'a> {
         }
     }
 
-    /// A shard that could go from one node to another, if there is one: rather one that `from` has no full copy of.
+    /// Makes as few copies as the shares allow. A round of moves that ends where it began changes no share; as long as there
+    /// is one that makes fewer copies, it is done. Without this a node could be given, by way of a third, what it could
+    /// have had directly if another had not been first.
+    fn save_copies(&mut self) {
+        while let Some(round) = self.saving_round() {
+            for (from, to, at) in round {
+                for node in &mut self.lists[at] {
+                    if *node == from {
+                        *node = to;
+                    }
+                }
+            }
+        }
+    }
+
+    /// A round of moves that makes fewer copies in sum: a negative cycle, found as Bellman and Ford do.
+    fn saving_round(&self) -> Option<Vec<(NodeId, NodeId, usize)>> {
+        let nodes: Vec<NodeId> = self.targets.keys().copied().collect();
+        let mut edges = Vec::new();
+        for (from, from_id) in nodes.iter().enumerate() {
+            for (to, to_id) in nodes.iter().enumerate() {
+                let at = (from != to).then(|| self.best_move(*from_id, *to_id)).flatten();
+                edges.extend(at.map(|at| (from, to, at, self.copies_made(at, *from_id, *to_id))));
+            }
+        }
+        let mut costs = vec![0_i32; nodes.len()];
+        let mut came = vec![None; nodes.len()];
+        let mut last = None;
+        for _ in 0..nodes.len() {
+            last = None;
+            for (from, to, at, cost) in &edges {
+                if costs[*from] + cost < costs[*to] {
+                    costs[*to] = costs[*from] + cost;
+                    came[*to] = Some((*from, *at));
+                    last = Some(*to);
+                }
+            }
+        }
+        // What still gets cheaper after so many passes hangs on a round: go back until surely in it, then once around.
+        let mut end = last?;
+        for _ in 0..nodes.len() {
+            (end, _) = came[end]?;
+        }
+        let (mut steps, mut to) = (Vec::new(), end);
+        loop {
+            let (from, at) = came[to]?;
+            steps.push((nodes[from], nodes[to], at));
+            to = from;
+            if to == end {
+                return Some(steps);
+            }
+        }
+    }
+
+    /// A shard that could go from one node to another, if there is one: the one that takes the fewest copies, and rather
+    /// one that `from` is not preferred for.
     fn best_move(&self, from: NodeId, to: NodeId) -> Option<usize> {
         let can = |at: &usize| self.lists[*at].contains(&from) && !self.lists[*at].contains(&to);
-        let cost = |at: &usize| {
-            let set = &self.shards[*at].set;
-            (set.contains(&from), !set.contains(&to), self.lists[*at].first() == Some(&from))
-        };
+        let cost =
+            |at: &usize| (self.copies_made(*at, from, to), self.lists[*at].first() == Some(&from));
         (0..self.lists.len()).filter(can).min_by_key(|at| (cost(at), *at))
+    }
+
+    /// Copies that a move makes: none if `to` has a full one, and one less if the one of `from` was not made yet.
+    fn copies_made(&self, at: usize, from: NodeId, to: NodeId) -> i32 {
+        let set = &self.shards[at].set;
+        i32::from(!set.contains(&to)) - i32::from(!set.contains(&from))
     }
 }
 

@@ -5,13 +5,14 @@
 //!      0  u8    version, 1
 //!      1  u8    flags: bit 0 draining, the others 0
 //!      2  u8    load
-//!      3  u8    0
+//!      3  u8    number of nodes heard
 //!      4  u32   connections
 //!      8  u64   node
 //!     16  u64   incarnation
 //!     24  u64   sent: number of the heartbeat
 //!     32  u64   applied: how far the metadata is applied
-//!     40        digests: u16 shard | u64 lsn | u64 epoch | u64 chain each
+//!     40        nodes heard: u64 each
+//!               digests: u16 shard | u64 lsn | u64 epoch | u64 chain each
 //! ```
 //! All numbers are big-endian. Digests that do not fit one datagram go in several of the same number.
 
@@ -20,7 +21,7 @@ use std::collections::BTreeMap;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
 use crate::{
-    limits::PEER_DATAGRAM_LEN_MAX,
+    limits::{HEARTBEAT_HEARS_MAX, PEER_DATAGRAM_LEN_MAX},
     replication::{LogEnd, ShardDigest},
     types::{Boot, Epoch, Incarnation, Lsn, NodeId, ShardId},
 };
@@ -29,7 +30,7 @@ const VERSION: u8 = 1;
 const DRAINING: u8 = 1;
 const HEADER_LEN: usize = 40;
 const DIGEST_LEN: usize = 26;
-const DIGESTS_MAX: usize = (PEER_DATAGRAM_LEN_MAX - HEADER_LEN) / DIGEST_LEN;
+const HEARD_LEN: usize = 8;
 /// Heartbeats that may lack a shard before it is taken to be gone: as many as may be lost before the node is down.
 const KEPT: u64 = 6;
 
@@ -42,6 +43,8 @@ pub struct Heartbeat {
     pub sent: u64,
     /// How far it has applied the metadata.
     pub applied: u64,
+    /// Whom it hears. Empty is "I do not say".
+    pub hears: Vec<NodeId>,
     /// Its shards.
     pub digests: Vec<ShardDigest>,
     /// Clients that are connected to it.
@@ -61,24 +64,30 @@ impl Heartbeat {
     /// The datagrams that say it: at least one.
     #[must_use]
     pub fn encode(&self) -> Vec<Bytes> {
-        let mut parts: Vec<_> = self.digests.chunks(DIGESTS_MAX).collect();
+        let hears = if self.hears.len() <= HEARTBEAT_HEARS_MAX { &self.hears[..] } else { &[] };
+        let room = PEER_DATAGRAM_LEN_MAX - HEADER_LEN - hears.len() * HEARD_LEN;
+        let mut parts: Vec<_> = self.digests.chunks(room / DIGEST_LEN).collect();
         if parts.is_empty() {
             parts.push(&[]);
         }
-        parts.into_iter().map(|digests| self.datagram(digests)).collect()
+        parts.into_iter().map(|digests| self.datagram(hears, digests)).collect()
     }
 
-    fn datagram(&self, digests: &[ShardDigest]) -> Bytes {
-        let mut out = BytesMut::with_capacity(HEADER_LEN + digests.len() * DIGEST_LEN);
+    fn datagram(&self, hears: &[NodeId], digests: &[ShardDigest]) -> Bytes {
+        let len = HEADER_LEN + hears.len() * HEARD_LEN + digests.len() * DIGEST_LEN;
+        let mut out = BytesMut::with_capacity(len);
         out.put_u8(VERSION);
         out.put_u8(if self.draining { DRAINING } else { 0 });
         out.put_u8(self.load);
-        out.put_u8(0);
+        out.put_u8(u8::try_from(hears.len()).unwrap_or(0));
         out.put_u32(self.connections);
         out.put_u64(self.from.node.0);
         out.put_u64(self.from.incarnation.0);
         out.put_u64(self.sent);
         out.put_u64(self.applied);
+        for node in hears {
+            out.put_u64(node.0);
+        }
         for digest in digests {
             out.put_u16(digest.shard.0);
             out.put_u64(digest.end.lsn.0);
@@ -94,21 +103,23 @@ impl Heartbeat {
     /// [`BadHeartbeat`].
     pub fn decode(mut bytes: &[u8]) -> Result<Self, BadHeartbeat> {
         let bad = BadHeartbeat(bytes.len());
-        if bytes.len() < HEADER_LEN
-            || bytes.len() > PEER_DATAGRAM_LEN_MAX
-            || !(bytes.len() - HEADER_LEN).is_multiple_of(DIGEST_LEN)
-        {
+        if bytes.len() < HEADER_LEN || bytes.len() > PEER_DATAGRAM_LEN_MAX {
             return Err(bad);
         }
-        let (version, flags, load, zero) =
-            (bytes.get_u8(), bytes.get_u8(), bytes.get_u8(), bytes.get_u8());
-        if version != VERSION || flags & !DRAINING != 0 || zero != 0 {
+        let (version, flags, load, hears) =
+            (bytes.get_u8(), bytes.get_u8(), bytes.get_u8(), usize::from(bytes.get_u8()));
+        if version != VERSION || flags & !DRAINING != 0 || hears > HEARTBEAT_HEARS_MAX {
             return Err(bad);
         }
         let connections = bytes.get_u32();
         let node = NodeId(bytes.get_u64());
         let from = Boot { node, incarnation: Incarnation(bytes.get_u64()) };
         let (sent, applied) = (bytes.get_u64(), bytes.get_u64());
+        let digests_len = bytes.len().checked_sub(hears * HEARD_LEN).ok_or(bad)?;
+        if !digests_len.is_multiple_of(DIGEST_LEN) {
+            return Err(bad);
+        }
+        let hears = (0..hears).map(|_| NodeId(bytes.get_u64())).collect();
         let mut digests = Vec::with_capacity(bytes.len() / DIGEST_LEN);
         while !bytes.is_empty() {
             let shard = ShardId(bytes.get_u16());
@@ -116,7 +127,7 @@ impl Heartbeat {
             digests.push(ShardDigest { shard, end: LogEnd { lsn, epoch, chain: bytes.get_u64() } });
         }
         let draining = flags == DRAINING;
-        Ok(Self { from, sent, applied, digests, connections, load, draining })
+        Ok(Self { from, sent, applied, hears, digests, connections, load, draining })
     }
 }
 
@@ -166,6 +177,7 @@ mod tests {
             from: Boot { node: NodeId(1), incarnation: Incarnation(7) },
             sent,
             applied: 9,
+            hears: vec![NodeId(1), NodeId(2)],
             digests: (0..shards).map(digest).collect(),
             connections: 3,
             load: 4,
@@ -177,12 +189,14 @@ mod tests {
     fn golden_bytes() {
         let datagrams = beat(5, 1).encode();
         let found: String = datagrams[0].iter().map(|b| format!("{b:02x}")).collect();
-        let want = "01010400".to_owned() // version, draining, load, 0
+        let want = "01010402".to_owned() // version, draining, load, 2 nodes heard
             + "00000003" // connections
             + "0000000000000001" // node
             + "0000000000000007" // incarnation
             + "0000000000000005" // sent
             + "0000000000000009" // applied
+            + "0000000000000001" // node heard
+            + "0000000000000002" // node heard
             + "0000" // shard
             + "00000000000001f4" // lsn
             + "0000000000000002" // epoch
@@ -203,6 +217,21 @@ mod tests {
     }
 
     #[test]
+    fn who_hears_too_many_names_none() {
+        let hears = |count: u64| (1..=count).map(NodeId).collect::<Vec<_>>();
+        let most = HEARTBEAT_HEARS_MAX as u64;
+        for (count, named) in [(0, 0), (most, most), (most + 1, 0)] {
+            let datagrams = Heartbeat { hears: hears(count), ..beat(1, 100) }.encode();
+            assert!(datagrams.iter().all(|d| d.len() <= PEER_DATAGRAM_LEN_MAX));
+            let read = datagrams.iter().map(|d| Heartbeat::decode(d).expect("own work"));
+            assert!(read.map(|beat| beat.hears).all(|found| found == hears(named)), "{count}");
+        }
+        let mut more = beat(1, 0).encode()[0].to_vec();
+        more[3] = u8::MAX;
+        assert_eq!(Heartbeat::decode(&more), Err(BadHeartbeat(56)));
+    }
+
+    #[test]
     fn a_lost_part_leaves_what_was_heard_before_for_a_while() {
         let mut digests = Digests::default();
         for datagram in beat(1, 100).encode() {
@@ -214,7 +243,7 @@ mod tests {
         assert_eq!(next.digests[0].end.lsn, Lsn(200));
         assert_eq!(next.digests[99].end.lsn, Lsn(199));
         assert_eq!(digests.take(first(1)), None, "late");
-        assert_eq!(digests.take(first(2 + KEPT)).expect("newer").digests.len(), DIGESTS_MAX);
+        assert_eq!(digests.take(first(2 + KEPT)).expect("newer").digests.len(), 40);
     }
 
     #[test]

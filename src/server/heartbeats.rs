@@ -76,6 +76,7 @@ impl Pulse {
             from: engine.me,
             sent: self.sent,
             applied: engine.group.read(|site| site.applied),
+            hears: self.controller.hears(now),
             digests: engine.slots.iter().filter_map(digest).collect(),
             connections: u32::try_from(shared.connections.len()).unwrap_or(u32::MAX),
             load: 0,
@@ -118,6 +119,9 @@ impl Pulse {
         let now = shared.engine.clock.uptime();
         shared.liveness.take(beat, now);
         self.controller.heartbeat(beat.from, &beat.digests, now);
+        if !beat.hears.is_empty() {
+            self.controller.reported(beat.from, beat.hears.clone(), now);
+        }
     }
 
     /// Whether this node is to ask for the lead of the metadata group: its leader is gone, and of the voters that live this

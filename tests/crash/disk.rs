@@ -77,6 +77,11 @@ impl Disk {
         self.state().trace.clone()
     }
 
+    /// What was done since the last call.
+    pub(crate) fn drain(&self) -> Vec<Io> {
+        std::mem::take(&mut self.state().trace)
+    }
+
     /// Tells whether the fault has happened.
     pub(crate) fn fired(&self) -> bool {
         self.state().fired

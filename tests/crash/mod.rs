@@ -2,6 +2,7 @@
 //!
 //! `DUNLIN_CRASH_SEEDS` sets how many random workloads the sweeps take (default 2).
 
+mod cluster;
 mod commit;
 mod disk;
 mod eio;

@@ -139,14 +139,19 @@ fn the_document_names_every_check() {
     assert!(missing.is_empty(), "not in docs/replication.md: {missing:?}");
 }
 
-/// Runs when it is asked for, because it takes minutes: `DUNLIN_MUTATIONS` is the most of seconds for each bug.
+/// Runs when it is asked for, because it takes minutes: `DUNLIN_MUTATIONS` is the most of seconds for each bug, and
+/// `DUNLIN_MUTATION` the name of the only one to try.
 #[test]
 fn every_seeded_bug_is_found() {
     let Ok(limit) = std::env::var("DUNLIN_MUTATIONS") else { return };
     let limit = limit.parse().map_or(TIME_MAX, Duration::from_secs);
     let mut missed = Vec::new();
     println!("| bug | seeds | by | schedules |\n|---|---|---|---|");
+    let only = std::env::var("DUNLIN_MUTATION").ok().filter(|only| !only.is_empty());
     for mutation in Mutation::ALL {
+        if only.as_ref().is_some_and(|only| *only != format!("{mutation:?}")) {
+            continue;
+        }
         let finds = |schedule: &Schedule| Some((schedule.name, by_schedule(mutation, schedule)?));
         let finds: Vec<_> = SCHEDULES.iter().filter_map(finds).collect();
         // Of many the one that was written for it.

@@ -373,6 +373,7 @@ fn between_nodes(all: &mut Examples) {
         from,
         sent: 5,
         applied: 9,
+        hears: vec![NodeId(1), NodeId(2)],
         digests: vec![ShardDigest { shard, end }],
         connections: 3,
         load: 4,

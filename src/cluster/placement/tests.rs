@@ -157,9 +157,57 @@ fn a_node_that_gives_up_a_shard_stays_until_another_has_it() {
     assert_eq!(site.shards[0].replicas, [new]);
 }
 
-proptest! {
-    #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+/// As few copies as there must be so that each node holds as many shards as `want` says, no shard twice. That is not
+/// always what the nodes get more: who lacks a shard may have to get it from one that then needs another. Found in another
+/// way than the placement does: the cheapest flow from shards to nodes, where a copy costs one.
+fn fewest_copies(before: &[Vec<NodeId>], want: &BTreeMap<NodeId, usize>) -> usize {
+    let ids: Vec<NodeId> = want.keys().copied().collect();
+    let (nodes, shards) = (ids.len(), before.len());
+    let copies = want.values().sum::<usize>() / shards;
+    let cost = |shard: usize, node: usize| i32::from(!before[shard].contains(&ids[node]));
+    let mut taken = vec![vec![false; nodes]; shards];
+    for _ in 0..shards * copies {
+        // Cheapest way to each node from any shard that has too few, back over what is taken.
+        let open = |shard: usize| taken[shard].iter().filter(|t| **t).count() < copies;
+        let mut to_shard: Vec<_> =
+            (0..shards).map(|shard| open(shard).then_some((0, None))).collect();
+        let mut to_node: Vec<Option<(i32, usize)>> = vec![None; nodes];
+        for _ in 0..2 * (nodes + shards) {
+            for (shard, row) in taken.iter().enumerate() {
+                for (node, taken) in row.iter().enumerate() {
+                    let way = to_shard[shard].map(|(c, _)| c + cost(shard, node));
+                    if let (false, Some(way)) = (*taken, way)
+                        && to_node[node].is_none_or(|(known, _)| way < known)
+                    {
+                        to_node[node] = Some((way, shard));
+                    }
+                    let way = to_node[node].map(|(c, _)| c - cost(shard, node));
+                    if let (true, Some(way)) = (*taken, way)
+                        && to_shard[shard].is_none_or(|(known, _)| way < known)
+                    {
+                        to_shard[shard] = Some((way, Some(node)));
+                    }
+                }
+            }
+        }
+        let has = |node: usize| taken.iter().filter(|row| row[node]).count();
+        let ends = (0..nodes).filter(|node| has(*node) < want[&ids[*node]]);
+        let end = ends.filter_map(|node| Some((to_node[node]?.0, node))).min();
+        let Some((_, mut node)) = end else { panic!("there is no such placement") };
+        while let Some((_, shard)) = to_node[node] {
+            taken[shard][node] = true;
+            let Some((_, Some(back))) = to_shard[shard] else { break };
+            taken[shard][back] = false;
+            node = back;
+        }
+    }
+    let made = |(shard, row): (usize, &Vec<bool>)| {
+        (0..nodes).filter(|node| row[*node] && cost(shard, *node) == 1).count()
+    };
+    taken.iter().enumerate().map(made).sum()
+}
 
+proptest! {
     #[test]
     fn it_settles_evenly_and_moves_no_more_than_is_needed(
         shards in 1_u16..20,
@@ -184,15 +232,11 @@ proptest! {
                 2 => apply(&mut site, drain(false)),
                 _ => apply(&mut site, weigh),
             }
-            let before = held(&site);
+            let before: Vec<_> = site.shards.iter().map(|shard| shard.set.clone()).collect();
             let copied = settle(&mut site);
             check(&site);
-            let after = held(&site);
-            let more = |(id, n): (&NodeId, &usize)| {
-                n.saturating_sub(before.get(id).copied().unwrap_or(0))
-            };
-            let needed: usize = after.iter().map(more).sum();
-            prop_assert!(copied <= needed, "{copied} copies, {needed} needed: {before:?} {after:?}");
+            let needed = fewest_copies(&before, &held(&site));
+            prop_assert!(copied <= needed, "{copied} copies, {needed} needed: {before:?}");
         }
     }
 }

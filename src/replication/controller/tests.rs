@@ -1,5 +1,6 @@
 use super::*;
 use crate::{
+    limits::HEARTBEAT,
     replication::fixture::boot,
     types::{Epoch, Incarnation, Lsn},
 };
