@@ -288,7 +288,7 @@ impl Server {
             Ahead::open(config, clock, identity, &credentials, &front, disk).await?;
         ahead.follow_addresses(disk.joined.as_ref());
         match disk.joined {
-            None => drop(ahead.group.found(ahead.identity.site.clone(), disk.shards).await?),
+            None => start::found(&ahead.group, &ahead.identity.site, disk.shards).await?,
             Some(_) => start::introduced(&ahead.group).await,
         }
         let info = NodeInfo {
