@@ -291,6 +291,38 @@ fn a_site_whose_network_fails_keeps_its_word() {
     block_on(network, async |network| torture(Site::start(THREE, network).await, &plan).await);
 }
 
+#[test]
+fn clients_of_other_nodes_do_not_wait_for_connections_to_a_dead_one() {
+    block_on(Network::Loopback, async |network| {
+        let mut site = Site::start(failover::SHAPE, network).await;
+        let topic = failover::topic(&site).await;
+        let (dead, waits) = failover::once(&mut site, &topic, failover::Trial::PrimaryKilled).await;
+        for (at, wait) in waits.into_iter().filter(|(at, _)| *at != dead) {
+            // Connections between nodes end after 3 s of silence.
+            assert!(wait < Duration::from_millis(2_900), "{wait:?} by {}", site.name(at));
+        }
+    });
+}
+
+#[test]
+fn a_founder_that_starts_alone_waits_for_the_others() {
+    block_on(Network::Loopback, async |network| {
+        let mut site = Site::start(THREE, network).await;
+        site.nodes().for_each(|node| site.kill(node));
+        site.begin(0);
+        // Longer than a proposal looks for a majority.
+        sleep(Duration::from_secs(7)).await;
+        assert_eq!(site.ended(), Vec::<String>::new());
+        for node in [1, 2] {
+            site.begin(node);
+        }
+        for node in site.nodes() {
+            site.serves(node).await.unwrap();
+        }
+        site.in_sync(PATIENCE).await.unwrap();
+    });
+}
+
 /// All kinds of faults on all shapes of a site, for as long as `DUNLIN_TORTURE_SECS` says.
 #[test]
 fn torture_for_long() {
