@@ -485,7 +485,7 @@ impl Ahead {
         let name = &self.identity.name;
         let entering = async {
             match disk.joined {
-                None => drop(self.group.found(self.identity.site.clone(), disk.shards).await?),
+                None => start::found(&self.group, &self.identity.site, disk.shards).await?,
                 Some(_) => start::introduced(&self.group).await,
             }
             let info = NodeInfo {

@@ -101,7 +101,7 @@ impl Relays {
         let waiting = Waiting::default();
         let ended = match self.stream(engine, node, open).await {
             Ok((mut output, mut input)) => tokio::select! {
-                ended = write(&mut queue, &mut output, &waiting) => ended,
+                ended = write(engine, node, &mut queue, &mut output, &waiting) => ended,
                 ended = read(&mut input, &waiting) => ended,
                 () = leads_no_more(engine, node, &waiting) => Some(electing("the leader changed")),
             },
@@ -220,12 +220,20 @@ impl Relay {
 
 /// Sends batches as they come. Ends in order once there will be no more and all are answered.
 async fn write(
+    engine: &Engine,
+    node: NodeId,
     queue: &mut mpsc::Receiver<Passed>,
     output: &mut SendStream,
     waiting: &Waiting,
 ) -> Option<Fault> {
     let mut number = 0;
     while let Some(Passed { shard, partition, batch, index, handle }) = queue.recv().await {
+        // Who passed it on may not have heard yet. Behind the change that `leads_no_more` waits for, nothing would end it.
+        if !leads(engine, node, shard) {
+            let changed = electing("the leader changed");
+            handle.refuse(index, changed.clone());
+            return Some(changed);
+        }
         let mut head = BytesMut::new();
         put_frame_head(FrameType::Publish, 4 + batch.len(), &mut head);
         head.put_u32(partition);
@@ -273,15 +281,20 @@ async fn leads_no_more(engine: &Engine, node: NodeId, waiting: &Waiting) {
     loop {
         let lost = {
             let waiting = lock(waiting);
-            let elsewhere = |(shard, _, _): &(ShardId, u64, AckHandle)| {
-                engine.slot(*shard).primary() != Some(node)
-            };
-            waiting.values().any(elsewhere)
+            waiting.values().any(|(shard, _, _)| !leads(engine, node, *shard))
         };
         if lost || applied.changed().await.is_err() {
             return;
         }
     }
+}
+
+/// By the metadata itself: shards take over what it says a moment later.
+fn leads(engine: &Engine, node: NodeId, shard: ShardId) -> bool {
+    engine.group.read(|site| {
+        let primary = site.shards.get(usize::from(shard.0)).and_then(|config| config.primary);
+        primary.is_some_and(|primary| primary.node == node)
+    })
 }
 
 /// A fault of the other node that ends a stream is not the client's end: there will be another leader.

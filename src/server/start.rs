@@ -150,6 +150,28 @@ fn encoded(boots: &Boots) -> Vec<u8> {
     bytes.to_vec()
 }
 
+/// Founds the site, if it is not yet. Once it has several nodes that takes a majority of them, as long as it takes to come.
+pub(super) async fn found(
+    group: &MetaGroup,
+    site: &SiteName,
+    shards: u16,
+) -> Result<(), StartError> {
+    let mut told = false;
+    loop {
+        match group.found(site.clone(), shards).await {
+            Ok(_) => return Ok(()),
+            Err(error @ (GroupError::NoLeader | GroupError::Unknown)) => {
+                if !told {
+                    tracing::warn!(%error, "waiting for the other nodes of the site");
+                }
+                told = true;
+                sleep_until(Instant::now() + REGISTER_RETRY).await;
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
 /// Registers this boot, as long as it takes to find somebody who can.
 pub(super) async fn register(
     group: &MetaGroup,

@@ -51,13 +51,19 @@ struct Watched {
     at: usize,
 }
 
-/// Measures each trial so often and prints the table.
-pub(crate) async fn measure(mut site: Site, trials: &[Trial], count: usize) {
+/// Makes the topic that is published to.
+pub(crate) async fn topic(site: &Site) -> TopicName {
     let topic: TopicName = "failover".parse().unwrap();
     let client = Client::connect(site.profile()).await.unwrap();
     let request = TopicRequest { partitions: Some(1), ..TopicRequest::default() };
     client.topics().create(&topic, request).await.unwrap();
     client.close().await;
+    topic
+}
+
+/// Measures each trial so often and prints the table.
+pub(crate) async fn measure(mut site: Site, trials: &[Trial], count: usize) {
+    let topic = topic(&site).await;
     println!(
         "{:38} {:12} {:>5} {:>7} {:>7} {:>7}",
         "ms to next ack", "client at", "n", "p50", "p99", "max"
@@ -89,7 +95,11 @@ fn row(trial: Trial, at: &str, waits: &mut [Duration]) {
 }
 
 /// One fault. Returns the node that it met, and of each client where it was connected and how long it waited.
-async fn once(site: &mut Site, topic: &TopicName, trial: Trial) -> (usize, Vec<(usize, Duration)>) {
+pub(crate) async fn once(
+    site: &mut Site,
+    topic: &TopicName,
+    trial: Trial,
+) -> (usize, Vec<(usize, Duration)>) {
     let (primary, controller) = arrange(site, trial).await;
     let victim = match trial {
         Trial::BackupKilled => site.nodes().find(|n| ![primary, controller].contains(n)).unwrap(),

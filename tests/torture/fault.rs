@@ -249,9 +249,14 @@ impl Damage {
     }
 
     /// Takes all back, and waits until the site is whole.
-    pub(crate) async fn mend(self, site: &mut Site) -> Result<(), String> {
+    pub(crate) async fn mend(mut self, site: &mut Site) -> Result<(), String> {
         for node in &self.full {
             site.fill_disk(*node, false);
+            // A write that failed ends a node, which its supervisor starts again.
+            if site.has_ended(*node) && !self.down.contains(node) {
+                site.kill(*node);
+                self.down.push(*node);
+            }
         }
         for node in &self.unplugged {
             site.network.switch().ok_or("no switch")?.plug(*node, "up")?;

@@ -230,6 +230,11 @@ impl Site {
         }
     }
 
+    pub(crate) fn has_ended(&mut self, number: usize) -> bool {
+        let child = self.nodes[number].child.as_mut();
+        child.is_some_and(|child| child.try_wait().unwrap().is_some())
+    }
+
     /// Processes that have ended by themselves.
     pub(crate) fn ended(&mut self) -> Vec<String> {
         let found = self.nodes.iter_mut().filter_map(|node| {

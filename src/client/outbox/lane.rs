@@ -205,13 +205,14 @@ impl Lane {
             (_, Retry::Never) => {
                 vec![self.give_up(at, &PublishError::Fault(Box::new(fault.clone())))]
             }
-            (_, Retry::After(ms)) => {
-                self.pause(now, Duration::from_millis(ms.into()));
+            (code, Retry::After(ms)) => {
+                let most = if code == Code::Electing { PAUSE_ELECTING } else { PAUSE_LAST };
+                self.pause(now, Duration::from_millis(ms.into()), most);
                 Vec::new()
             }
             (_, Retry::SameSequence) => {
                 entry.maybe_stored = true;
-                self.pause(now, Duration::ZERO);
+                self.pause(now, Duration::ZERO, PAUSE_LAST);
                 Vec::new()
             }
         }
@@ -320,7 +321,7 @@ impl Lane {
         // Either the expected one is here and will be sent again before this one, or it left without being stored.
         if !self.entries.iter().any(|entry| entry.sequence == expected) {
             self.rebase = true;
-            self.pause(now, Duration::ZERO);
+            self.pause(now, Duration::ZERO, PAUSE_LAST);
         }
         Vec::new()
     }
@@ -333,7 +334,7 @@ impl Lane {
             removed.push(self.give_up(at, &error));
         }
         self.rebase = true;
-        self.pause(now, Duration::ZERO);
+        self.pause(now, Duration::ZERO, PAUSE_LAST);
         removed
     }
 
@@ -365,8 +366,13 @@ impl Lane {
         Some((open.batch, error.clone()))
     }
 
-    fn pause(&mut self, now: Instant, asked: Duration) {
-        let own = PAUSE_FIRST.saturating_mul(1 << self.pauses.min(10)).min(PAUSE_LAST);
+    /// Whatever was under way when a pause began is refused within it, as a rule: that makes one pause, not one for each.
+    fn pause(&mut self, now: Instant, asked: Duration, most: Duration) {
+        if let Some(until) = self.paused_until.filter(|until| *until > now) {
+            self.paused_until = Some(until.max(now + asked));
+            return;
+        }
+        let own = PAUSE_FIRST.saturating_mul(1 << self.pauses.min(10)).min(most);
         self.pauses += 1;
         self.paused_until = Some(now + own.max(asked));
     }
@@ -397,3 +403,5 @@ impl Lane {
 
 const PAUSE_FIRST: Duration = Duration::from_millis(10);
 const PAUSE_LAST: Duration = Duration::from_secs(1);
+/// The same while the site elects a leader, which takes a second: whoever sleeps through its end doubles the outage.
+const PAUSE_ELECTING: Duration = Duration::from_millis(100);

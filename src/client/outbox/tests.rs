@@ -109,6 +109,29 @@ fn fault(code: Code) -> Fault {
 }
 
 #[test]
+fn refusals_of_one_moment_make_one_pause_and_an_election_is_not_slept_through() {
+    let mut bench = Bench::new(options());
+    for n in 0..50 {
+        bench.push(&n.to_string());
+        bench.pass(2);
+        assert_eq!(bench.sends().len(), 1);
+    }
+    for index in 0..50 {
+        assert_eq!(bench.nack(index, &fault(Code::Unknown)).len(), 0);
+    }
+    bench.pass(11);
+    assert_eq!(bench.sends().len(), 50, "after the first pause");
+    for _ in 0..20 {
+        let electing = Fault { retry: crate::wire::Retry::After(20), ..fault(Code::Electing) };
+        for index in bench.sent - 50..bench.sent {
+            bench.nack(index, &electing);
+        }
+        bench.pass(101);
+        assert_eq!(bench.sends().len(), 50, "never longer than an election lets wait");
+    }
+}
+
+#[test]
 fn a_lone_record_goes_out_at_once_and_the_next_lingers() {
     let mut bench = Bench::new(options());
     bench.push("a");
