@@ -223,7 +223,8 @@ impl Client {
             addresses: shared.addresses.clone(),
         };
         let mut nodes = vec![me];
-        nodes.extend(shared.engine.group.read(|site| node_infos(site, Some(shared.engine.me.node))));
+        nodes
+            .extend(shared.engine.group.read(|site| node_infos(site, Some(shared.engine.me.node))));
         Welcome {
             version,
             software: crate::SOFTWARE.to_owned(),

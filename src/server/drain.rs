@@ -92,7 +92,9 @@ async fn leave_sets(engine: &Engine) {
     let mine = |slot: &&Slot| {
         let core = slot.lock();
         let config = core.replica.config();
-        config.primary != Some(engine.me) && config.set.contains(&engine.me.node) && config.can_shrink()
+        config.primary != Some(engine.me)
+            && config.set.contains(&engine.me.node)
+            && config.can_shrink()
     };
     for slot in engine.slots.iter().filter(mine) {
         let expect_version = slot.lock().replica.config().version;
