@@ -278,6 +278,7 @@ impl Server {
         let tls = ReloadableTls::load(&config.pki_dir(), auth, &alpn, clock.system())?;
         let (identity, credentials) = start::node_identity(&config)?;
         start::make_data_dir(&config.node.data_dir)?;
+        start::refuse_removed(&config, &identity)?;
         let disk = {
             let config = config.clone();
             let open = tokio::task::spawn_blocking(move || start::open_disk(&config));
@@ -484,7 +485,7 @@ impl Ahead {
         let name = &self.identity.name;
         let entering = async {
             match disk.joined {
-                None => drop(self.group.found(self.identity.site.clone(), disk.shards).await?),
+                None => start::founded(&self.group, &self.identity.site, disk.shards).await?,
                 Some(_) => start::introduced(&self.group).await,
             }
             let info = NodeInfo {
@@ -571,7 +572,7 @@ impl Ahead {
         self.run(proposals::run(Arc::clone(&engine), asked.proposals));
         self.run(install::run(Arc::clone(&engine), asked.installs));
         self.run(members::run(Arc::clone(&shared)));
-        self.run(members::watch_removal(Arc::clone(&engine), self.links.removed()));
+        self.run(members::watch_removal(Arc::clone(&shared), self.links.removed()));
         self.run(drain::run(Arc::clone(&shared)));
         let alone = engine.group.read(|site| site.nodes.len() <= 1);
         start::ready(&engine, alone).await?;

@@ -27,6 +27,8 @@ use crate::{
 /// The log's file in the data directory.
 pub(super) const DATA_FILE: &str = "data.redb";
 const META_FILE: &str = "meta.redb";
+/// In the data directory of a node that its site has removed.
+pub(super) const REMOVED_FILE: &str = "removed";
 /// Named value of the metadata store: the boots of this disk that the site may have registered last.
 const BOOTS: &str = "boots";
 
@@ -85,6 +87,15 @@ pub(super) fn node_identity(config: &Config) -> Result<(NodeIdentity, Credential
 pub(super) fn make_data_dir(path: &Path) -> Result<(), StartError> {
     let made = fs::DirBuilder::new().recursive(true).mode(0o750).create(path);
     made.map_err(|source| StartError::DataDir { path: path.into(), source })
+}
+
+/// A removed node has nobody to ask: the others do not talk to it.
+pub(super) fn refuse_removed(config: &Config, identity: &NodeIdentity) -> Result<(), StartError> {
+    if config.node.data_dir.join(REMOVED_FILE).exists() {
+        let reject = MetaReject::Removed(identity.name.clone());
+        return Err(GroupError::Rejected(reject).into());
+    }
+    Ok(())
 }
 
 pub(super) fn disk_marks(config: &Config) -> DiskMarks {
@@ -230,6 +241,28 @@ pub(super) async fn ready(engine: &Engine, alone: bool) -> Result<(), StartError
 
 /// How long a node that has joined waits before it says that nobody has called.
 pub(super) const SILENCE: Duration = Duration::from_secs(10);
+
+/// Founds the site, or finds that it was founded like this, as long as it takes to find somebody who knows.
+pub(super) async fn founded(
+    group: &MetaGroup,
+    site: &SiteName,
+    shards: u16,
+) -> Result<(), StartError> {
+    let mut told = false;
+    loop {
+        match group.found(site.clone(), shards).await {
+            Ok(_) => return Ok(()),
+            Err(error @ (GroupError::NoLeader | GroupError::Unknown)) => {
+                if !told {
+                    tracing::warn!(%error, "waiting for the other nodes of the site");
+                }
+                told = true;
+                sleep_until(Instant::now() + REGISTER_RETRY).await;
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
 
 /// Waits until this node has heard what its site is.
 pub(super) async fn introduced(group: &MetaGroup) {
