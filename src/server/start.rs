@@ -8,7 +8,7 @@ use super::{
     StartError,
     engine::{Engine, EngineError, Ground},
     housekeeping::DiskMarks,
-    joined::Joined,
+    joined::{JOINED_FILE, Joined},
     recovery,
 };
 use crate::{
@@ -17,7 +17,7 @@ use crate::{
     },
     config::Config,
     limits::{READY_MAX, REGISTER_RETRY},
-    net::{Credentials, Identity, Who, endpoint::ResetSecret},
+    net::{Credentials, Identity, Who, authority::CA_KEY_FILE, endpoint::ResetSecret},
     replication::ShardReport,
     storage::{Ballast, MetaStore, Options, Recovered, Store, StoreError, Writer},
     types::{Boot, NodeId, NodeName, ShardId, SiteName},
@@ -89,13 +89,31 @@ pub(super) fn make_data_dir(path: &Path) -> Result<(), StartError> {
     made.map_err(|source| StartError::DataDir { path: path.into(), source })
 }
 
-/// A removed node has nobody to ask: the others do not talk to it.
-pub(super) fn refuse_removed(config: &Config, identity: &NodeIdentity) -> Result<(), StartError> {
-    if config.node.data_dir.join(REMOVED_FILE).exists() {
+/// Whether what lies on the disk lets this node start: it has not been removed, and its data are of the site that its
+/// certificate is of. A machine that joined must never found that site once more.
+pub(super) fn check_place(config: &Config, identity: &NodeIdentity) -> Result<(), StartError> {
+    let (dir, pki_dir) = (&config.node.data_dir, config.pki_dir());
+    // Its site does not talk to it: it would ask for ever.
+    if dir.join(REMOVED_FILE).exists() {
         let reject = MetaReject::Removed(identity.name.clone());
         return Err(GroupError::Rejected(reject).into());
     }
-    Ok(())
+    let path = dir.join(JOINED_FILE);
+    let why = match Joined::load(dir)? {
+        Some(joined) if joined.site != identity.site => {
+            let (data, own) = (joined.site, &identity.site);
+            format!(
+                "the data are of site '{data}', the certificate in {} is of '{own}'",
+                pki_dir.display()
+            )
+        }
+        None if !dir.join(META_FILE).exists() && !pki_dir.join(CA_KEY_FILE).exists() => format!(
+            "the file is missing, and another machine made site '{}', as there is no {CA_KEY_FILE} here",
+            identity.site
+        ),
+        _ => return Ok(()),
+    };
+    Err(StartError::Place { path, why })
 }
 
 pub(super) fn disk_marks(config: &Config) -> DiskMarks {

@@ -1,6 +1,6 @@
 //! A site of several nodes, each a process of its own: how it grows, loses nodes, and gets them back.
 
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{fs, os::unix::fs::PermissionsExt as _, path::Path, sync::Arc, time::Duration};
 
 use dunlin::{
     cli::own_site::OwnSite,
@@ -206,4 +206,24 @@ async fn a_witness_holds_nothing_and_lets_one_of_two_take_over() {
     publish(&client_of(&site, 1).await, &topic, 100, 100).await;
     once_each(read(&site, 1, &topic, 200).await, 200);
     once_each(read(&site, witness, &topic, 200).await, 200);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_machine_that_joined_never_makes_the_site_once_more() {
+    let mut site = site(2).await;
+    site.node_mut(1).stop().await.unwrap();
+    let data = site.nodes()[1].data_dir();
+    let joined = fs::read(data.join("joined")).unwrap();
+    fs::remove_file(data.join("joined")).unwrap();
+    site.node_mut(1).restart().await.expect_err("it is another node by its metadata");
+    for file in ["data.redb", "journal", "meta.redb"] {
+        fs::remove_file(data.join(file)).unwrap();
+    }
+    let refused = site.node_mut(1).restart().await.unwrap_err();
+    assert!(format!("{refused:?}").contains("another machine made site 'own'"), "{refused:?}");
+    let other = String::from_utf8(joined).unwrap().replace("\"own\"", "\"other\"");
+    fs::write(data.join("joined"), other).unwrap();
+    fs::set_permissions(data.join("joined"), fs::Permissions::from_mode(0o600)).unwrap();
+    let refused = site.node_mut(1).restart().await.unwrap_err();
+    assert!(format!("{refused:?}").contains("are of site 'other'"), "{refused:?}");
 }
