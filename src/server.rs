@@ -129,6 +129,14 @@ pub enum StartError {
     /// What the node's joining has left.
     #[error(transparent)]
     Joined(#[from] FileError),
+    /// The node's data and certificate do not belong together.
+    #[error("{path}: {why}")]
+    Place {
+        /// What says where the node belongs.
+        path: PathBuf,
+        /// Why it cannot be.
+        why: String,
+    },
     /// A database.
     #[error("cannot open {path}: {source}")]
     Open {
@@ -183,6 +191,8 @@ impl StartError {
             Self::Tls(_)
             | Self::OtherName { .. }
             | Self::Joined(_)
+            | Self::Place { .. }
+            | Self::Group(GroupError::OtherNode { .. })
             | Self::MetadataMissing { .. }
             | Self::Open {
                 source:
@@ -211,6 +221,11 @@ impl StartError {
             Self::Tls(TlsError::File(error)) if error.is_not_found() => {
                 Some("make a site first: dunlin init".to_owned())
             }
+            Self::Place { .. } | Self::Group(GroupError::OtherNode { .. }) => Some(
+                "put back the files that belong together; if they are lost, move data and pki directories away \
+                 and let the machine join anew: dunlin invite"
+                    .to_owned(),
+            ),
             Self::Endpoint(EndpointError::Bind { .. }) | Self::Http { .. } => Some(
                 "another process may have the port: set listen.address or listen.http".to_owned(),
             ),
@@ -278,6 +293,7 @@ impl Server {
         let tls = ReloadableTls::load(&config.pki_dir(), auth, &alpn, clock.system())?;
         let (identity, credentials) = start::node_identity(&config)?;
         start::make_data_dir(&config.node.data_dir)?;
+        start::check_place(&config, &identity)?;
         let disk = {
             let config = config.clone();
             let open = tokio::task::spawn_blocking(move || start::open_disk(&config));
@@ -485,7 +501,7 @@ impl Ahead {
         let name = &self.identity.name;
         let entering = async {
             match disk.joined {
-                None => start::found(&self.group, &self.identity.site, disk.shards).await?,
+                None => start::founded(&self.group, &self.identity.site, disk.shards).await?,
                 Some(_) => start::introduced(&self.group).await,
             }
             let info = NodeInfo {
@@ -572,7 +588,7 @@ impl Ahead {
         self.run(proposals::run(Arc::clone(&engine), asked.proposals));
         self.run(install::run(Arc::clone(&engine), asked.installs));
         self.run(members::run(Arc::clone(&shared)));
-        self.run(members::watch_removal(Arc::clone(&engine), self.links.removed()));
+        self.run(members::watch_removal(Arc::clone(&shared), self.links.removed()));
         self.run(drain::run(Arc::clone(&shared)));
         let alone = engine.group.read(|site| site.nodes.len() <= 1);
         start::ready(&engine, alone).await?;

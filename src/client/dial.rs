@@ -46,6 +46,11 @@ impl Session {
         !self.leaving.load(Ordering::Relaxed) && self.connection.close_reason().is_none()
     }
 
+    /// Has the next stream opened on another node, where there is one.
+    pub(super) fn leave(&self) {
+        self.leaving.store(true, Ordering::Relaxed);
+    }
+
     /// Tells whether another node is to be tried first: this one has gone silent, or has asked to leave.
     pub(super) fn is_to_be_avoided(&self) -> bool {
         let silent = matches!(self.connection.close_reason(), Some(ConnectionError::LocallyClosed));

@@ -34,8 +34,13 @@ pub(super) async fn run(shared: Arc<Shared>, mut heard: mpsc::Receiver<Heartbeat
     let mut applied = engine.group.applied();
     let mut leader = engine.group.leader();
     let now = engine.clock.uptime();
-    let mut pulse =
-        Pulse { controller: Controller::new(now), sent: 0, majority_at: now, stood_at: now, beat_at: now };
+    let mut pulse = Pulse {
+        controller: Controller::new(now),
+        sent: 0,
+        majority_at: now,
+        stood_at: now,
+        beat_at: now,
+    };
     let mut ticks = interval(HEARTBEAT);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {

@@ -7,7 +7,7 @@ use tokio::{
     time::{MissedTickBehavior, interval},
 };
 
-use super::{connection::Shared, engine::Engine};
+use super::{connection::Shared, engine::Engine, start::REMOVED_FILE};
 use crate::{
     cluster::{GroupError, MetaCommand, MetaGroup, SiteState, place},
     limits::{MEMBERS_INTERVAL, META_VOTERS_MAX},
@@ -74,9 +74,14 @@ async fn look_after(engine: &Engine) {
 }
 
 /// Stops the node when the site has removed it. Runs until the node stops.
-pub(super) async fn watch_removal(engine: Arc<Engine>, mut removed: watch::Receiver<bool>) {
+pub(super) async fn watch_removal(shared: Arc<Shared>, mut removed: watch::Receiver<bool>) {
     if removed.wait_for(|removed| *removed).await.is_ok() {
-        engine.fail("the site has removed it");
+        // The next start may find nobody who would tell it.
+        let file = shared.data_dir.join(REMOVED_FILE);
+        if let Err(error) = tokio::fs::write(&file, "").await {
+            tracing::warn!(%error, file = %file.display(), "the removal is not noted");
+        }
+        shared.engine.fail("the site has removed it");
     }
 }
 

@@ -8,7 +8,7 @@ use super::{
     StartError,
     engine::{Engine, EngineError, Ground},
     housekeeping::DiskMarks,
-    joined::Joined,
+    joined::{JOINED_FILE, Joined},
     recovery,
 };
 use crate::{
@@ -17,7 +17,7 @@ use crate::{
     },
     config::Config,
     limits::{READY_MAX, REGISTER_RETRY},
-    net::{Credentials, Identity, Who, endpoint::ResetSecret},
+    net::{Credentials, Identity, Who, authority::CA_KEY_FILE, endpoint::ResetSecret},
     replication::ShardReport,
     storage::{Ballast, MetaStore, Options, Recovered, Store, StoreError, Writer},
     types::{Boot, NodeId, NodeName, ShardId, SiteName},
@@ -27,6 +27,8 @@ use crate::{
 /// The log's file in the data directory.
 pub(super) const DATA_FILE: &str = "data.redb";
 const META_FILE: &str = "meta.redb";
+/// In the data directory of a node that its site has removed.
+pub(super) const REMOVED_FILE: &str = "removed";
 /// Named value of the metadata store: the boots of this disk that the site may have registered last.
 const BOOTS: &str = "boots";
 
@@ -85,6 +87,33 @@ pub(super) fn node_identity(config: &Config) -> Result<(NodeIdentity, Credential
 pub(super) fn make_data_dir(path: &Path) -> Result<(), StartError> {
     let made = fs::DirBuilder::new().recursive(true).mode(0o750).create(path);
     made.map_err(|source| StartError::DataDir { path: path.into(), source })
+}
+
+/// Whether what lies on the disk lets this node start: it has not been removed, and its data are of the site that its
+/// certificate is of. A machine that joined must never found that site once more.
+pub(super) fn check_place(config: &Config, identity: &NodeIdentity) -> Result<(), StartError> {
+    let (dir, pki_dir) = (&config.node.data_dir, config.pki_dir());
+    // Its site does not talk to it: it would ask for ever.
+    if dir.join(REMOVED_FILE).exists() {
+        let reject = MetaReject::Removed(identity.name.clone());
+        return Err(GroupError::Rejected(reject).into());
+    }
+    let path = dir.join(JOINED_FILE);
+    let why = match Joined::load(dir)? {
+        Some(joined) if joined.site != identity.site => {
+            let (data, own) = (joined.site, &identity.site);
+            format!(
+                "the data are of site '{data}', the certificate in {} is of '{own}'",
+                pki_dir.display()
+            )
+        }
+        None if !dir.join(META_FILE).exists() && !pki_dir.join(CA_KEY_FILE).exists() => format!(
+            "the file is missing, and another machine made site '{}', as there is no {CA_KEY_FILE} here",
+            identity.site
+        ),
+        _ => return Ok(()),
+    };
+    Err(StartError::Place { path, why })
 }
 
 pub(super) fn disk_marks(config: &Config) -> DiskMarks {
@@ -148,28 +177,6 @@ fn encoded(boots: &Boots) -> Vec<u8> {
     let mut bytes = bytes::BytesMut::new();
     cbor::put(boots, &mut bytes);
     bytes.to_vec()
-}
-
-/// Founds the site, if it is not yet. Once it has several nodes that takes a majority of them, as long as it takes to come.
-pub(super) async fn found(
-    group: &MetaGroup,
-    site: &SiteName,
-    shards: u16,
-) -> Result<(), StartError> {
-    let mut told = false;
-    loop {
-        match group.found(site.clone(), shards).await {
-            Ok(_) => return Ok(()),
-            Err(error @ (GroupError::NoLeader | GroupError::Unknown)) => {
-                if !told {
-                    tracing::warn!(%error, "waiting for the other nodes of the site");
-                }
-                told = true;
-                sleep_until(Instant::now() + REGISTER_RETRY).await;
-            }
-            Err(error) => return Err(error.into()),
-        }
-    }
 }
 
 /// Registers this boot, as long as it takes to find somebody who can.
@@ -252,6 +259,28 @@ pub(super) async fn ready(engine: &Engine, alone: bool) -> Result<(), StartError
 
 /// How long a node that has joined waits before it says that nobody has called.
 pub(super) const SILENCE: Duration = Duration::from_secs(10);
+
+/// Founds the site, or finds that it was founded like this, as long as it takes to find somebody who knows.
+pub(super) async fn founded(
+    group: &MetaGroup,
+    site: &SiteName,
+    shards: u16,
+) -> Result<(), StartError> {
+    let mut told = false;
+    loop {
+        match group.found(site.clone(), shards).await {
+            Ok(_) => return Ok(()),
+            Err(error @ (GroupError::NoLeader | GroupError::Unknown)) => {
+                if !told {
+                    tracing::warn!(%error, "waiting for the other nodes of the site");
+                }
+                told = true;
+                sleep_until(Instant::now() + REGISTER_RETRY).await;
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
 
 /// Waits until this node has heard what its site is.
 pub(super) async fn introduced(group: &MetaGroup) {

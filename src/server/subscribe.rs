@@ -11,7 +11,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    engine::Engine,
+    engine::{Engine, soon},
     streams::{self, StreamError},
     topics::{Partition, Topic},
 };
@@ -50,9 +50,12 @@ impl SubscribeStream<'_> {
         let Some(changed) = topic.partitions.first().map(|p| p.watch()) else {
             return Err(streams::unknown_topic(&topic.name).into());
         };
+        let mut metadata = self.engine.group.applied();
+        metadata.mark_unchanged();
         let mut cursors = Vec::new();
         let mut starts = Vec::new();
         for partition in chosen(&topic, open.partitions.as_deref())? {
+            self.check_held(&partition)?;
             let resume = open.resume.iter().find(|(index, _)| *index == partition.id.index);
             let from = resume.map_or(open.from, |(_, offset)| Position::Offset(*offset));
             let next = find_offset(&self.engine.store, &partition, from).await?;
@@ -62,14 +65,14 @@ impl SubscribeStream<'_> {
         }
         let ok = SubscribeOk { topic_id: topic.id, partitions: starts };
         streams::send(output, FrameType::SubscribeOk, &ok).await?;
-        self.deliver(&topic, cursors, changed, input, output).await
+        self.deliver(&topic, cursors, (changed, metadata), input, output).await
     }
 
     async fn deliver(
         &self,
         topic: &Topic,
         mut cursors: Vec<Cursor>,
-        mut changed: watch::Receiver<()>,
+        (mut changed, mut metadata): (watch::Receiver<()>, watch::Receiver<u64>),
         mut input: FrameReader,
         output: &mut SendStream,
     ) -> Result<(), StreamError> {
@@ -94,6 +97,12 @@ impl SubscribeStream<'_> {
             tokio::select! {
                 // The sender lives in the partitions that this holds.
                 _ = changed.changed() => {}
+                // The sender lives in the group.
+                _ = metadata.changed() => {
+                    for cursor in &cursors {
+                        self.check_held(&cursor.partition)?;
+                    }
+                }
                 () = self.leave.cancelled() => return Err(self.engine.goodbye().into()),
                 ended = ended(&mut input) => {
                     ended?;
@@ -103,6 +112,21 @@ impl SubscribeStream<'_> {
                 _ = output.stopped() => return Ok(()),
             }
         }
+    }
+
+    /// Refuses what this node does not hold, or not yet: of that it would show nothing, or what was long ago. Members of
+    /// the commit set have all that is committed.
+    fn check_held(&self, partition: &Partition) -> Result<(), Fault> {
+        let core = self.engine.slot(partition.shard).lock();
+        if core.replica.config().set.contains(&self.engine.me.node) {
+            return Ok(());
+        }
+        let index = partition.id.index;
+        let message = format!("this node holds no whole copy of partition {index}, others do");
+        let hint = "read from another node of the site: dunlin cluster status shows who holds what";
+        let mut fault = Fault::new(Code::NotPrimary, message).with_hint(hint);
+        fault.retry = soon();
+        Err(fault)
     }
 
     /// Sends one chunk of one partition, if there is one.

@@ -15,7 +15,7 @@ use crate::{
         stream::{FrameReader, send_control, unexpected},
     },
     types::{Offset, Position, TopicName},
-    wire::{Batch, Deliver, Frame, FrameType, SubscribeOk, SubscribeOpen},
+    wire::{Batch, Code, Deliver, Frame, FrameType, SubscribeOk, SubscribeOpen},
 };
 
 #[derive(Debug)]
@@ -164,7 +164,12 @@ impl Source {
                 self.stream = Some(stream);
                 Ok(Ok(()))
             }
-            Err(error) => Ok(Err(error)),
+            Err(error) => {
+                if matches!(&error, StreamError::Fault(fault) if fault.code == Code::NotPrimary) {
+                    session.leave();
+                }
+                Ok(Err(error))
+            }
         }
     }
 
