@@ -182,6 +182,49 @@ impl Damage {
                 self.paused.push(node);
                 Ok(done("paused", site, node))
             }
+            Fault::Isolate(_)
+            | Fault::Unplug(_)
+            | Fault::CutPrimary
+            | Fault::CutPair
+            | Fault::Loss => self.cut(site, fault, draw).await,
+            Fault::FullDisk(who) => {
+                let node = find(site, who, draw).await?.filter(|node| site.has_own_disk(*node));
+                let Some(node) = node.filter(|node| !self.full.contains(node)) else {
+                    return none(fault);
+                };
+                site.fill_disk(node, true);
+                self.full.push(node);
+                Ok(done("filled the disk of", site, node))
+            }
+            Fault::KillAll => {
+                for node in site.nodes() {
+                    site.kill(node);
+                    self.down.push(node);
+                }
+                Ok("killed all".into())
+            }
+            Fault::Rolling => {
+                let mut took = Vec::new();
+                for node in site.nodes() {
+                    took.push(site.stop(node).await?);
+                    site.restart(node).await?;
+                    site.in_sync(PATIENCE).await?;
+                }
+                Ok(format!("restarted all, stops took {took:?}"))
+            }
+            Fault::Drain(who) => {
+                let Some(node) = find(site, who, draw).await? else { return none(fault) };
+                set_draining(site, node, true).await?;
+                self.draining.push(node);
+                Ok(done("drained", site, node))
+            }
+        }
+    }
+
+    /// The faults of the network.
+    async fn cut(&mut self, site: &mut Site, fault: Fault, draw: usize) -> Result<String, String> {
+        let done = |what: &str, site: &Site, node: usize| format!("{what} {}", site.name(node));
+        match fault {
             Fault::Isolate(who) => {
                 let Some(node) = find(site, who, draw).await? else { return none(fault) };
                 site.network.switch().ok_or("no switch")?.isolate(node)?;
@@ -214,37 +257,7 @@ impl Damage {
                 self.is_cut = true;
                 Ok("lost each fifth frame".into())
             }
-            Fault::FullDisk(who) => {
-                let node = find(site, who, draw).await?.filter(|node| site.has_own_disk(*node));
-                let Some(node) = node.filter(|node| !self.full.contains(node)) else {
-                    return none(fault);
-                };
-                site.fill_disk(node, true);
-                self.full.push(node);
-                Ok(done("filled the disk of", site, node))
-            }
-            Fault::KillAll => {
-                for node in site.nodes() {
-                    site.kill(node);
-                    self.down.push(node);
-                }
-                Ok("killed all".into())
-            }
-            Fault::Rolling => {
-                let mut took = Vec::new();
-                for node in site.nodes() {
-                    took.push(site.stop(node).await?);
-                    site.restart(node).await?;
-                    site.in_sync(PATIENCE).await?;
-                }
-                Ok(format!("restarted all, stops took {took:?}"))
-            }
-            Fault::Drain(who) => {
-                let Some(node) = find(site, who, draw).await? else { return none(fault) };
-                set_draining(site, node, true).await?;
-                self.draining.push(node);
-                Ok(done("drained", site, node))
-            }
+            other => Err(format!("{} is no fault of the network", other.kind())),
         }
     }
 
