@@ -23,7 +23,12 @@ impl World {
             let read = |from: Lsn| node.store.read_log(SHARD, from, end, 1 << 20).expect("whole");
             let mut log = read(start);
             while log.last().is_some_and(|last| last.header.lsn.next() < end) {
-                log.extend(read(Lsn(start.0 + log.len() as u64)));
+                let more = read(Lsn(start.0 + log.len() as u64));
+                if more.is_empty() {
+                    // It ends before the first one's: told below.
+                    break;
+                }
+                log.extend(more);
             }
             log
         });
