@@ -163,6 +163,15 @@ impl Dialler {
         *self.config.lock().unwrap_or_else(PoisonError::into_inner) = config;
     }
 
+    /// Looks at how a connection has ended: a node may say only then that the site has removed this one.
+    pub(super) fn ended(&self, reason: &ConnectionError) {
+        let removed = CloseCode::Removed.code().into();
+        if matches!(reason, ConnectionError::ApplicationClosed(closed) if closed.error_code == removed)
+        {
+            self.removed.send_replace(true);
+        }
+    }
+
     /// Becomes true once a node of the site has said that it has removed this one.
     pub(super) fn removed(&self) -> watch::Receiver<bool> {
         self.removed.subscribe()

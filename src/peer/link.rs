@@ -269,6 +269,9 @@ impl Link {
                     tracing::info!(node = %self.node, name = %address.name, kind = ?path.kind, "link to another node");
                     let why = self.until_lost(&mut addresses, &address, &dialled).await;
                     path.up.send_replace(None);
+                    if let Some(reason) = dialled.connection.close_reason() {
+                        self.dialler.ended(&reason);
+                    }
                     path.failed(self.node, &address.name, why);
                     // A peer that greets and hangs up is not dialled in a tight loop.
                     if began.elapsed() >= PEER_REDIAL_LAST {

@@ -184,7 +184,8 @@ async fn a_node_gives_away_what_it_holds_takes_it_back_and_leaves_for_ever() {
     }
     let _ = site.node_mut(0).stop().await;
     let refused = site.node_mut(0).restart().await.unwrap_err();
-    assert!(format!("{refused:?}").contains("was removed from the site"), "{refused:?}");
+    let log = site.nodes()[0].log();
+    assert!(format!("{refused:?}").contains("was removed from the site"), "{refused:?}\n{log}");
     once_each(read(&site, 2, &topic, 100).await, 100);
 }
 
