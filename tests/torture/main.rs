@@ -248,7 +248,8 @@ fn plan(given: &[&[Fault]]) -> Plan {
 
 /// A network in which hosts can be cut off. Without root there is none, which is said.
 fn switched(shape: Shape) -> Option<Network> {
-    let needs = network::run("unshare", &["--net", "true"]).and(network::run("nft", &["--version"]));
+    let needs =
+        network::run("unshare", &["--net", "true"]).and(network::run("nft", &["--version"]));
     if let Err(why) = needs {
         println!("no network namespaces ({why}): nothing is cut here");
         return None;
