@@ -12,10 +12,10 @@ mod replica;
 mod retention;
 mod shard;
 
-pub use applied::{Applied, Seen};
+pub use applied::{Applied, Checkpoint, Seen};
 pub use partition::PartitionView;
 pub use producer::{BadState, ProducerState};
 pub use reject::Reject;
 pub use replica::Replica;
 pub use retention::ClockGuard;
-pub use shard::{Checkpoint, Committed, Effect, PublishInput, Recovery, Shard, Waiter};
+pub use shard::{Committed, Effect, PublishInput, Recovery, Shard, Waiter};

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use super::{
     partition::PartitionView,
     producer::{ProducerState, Remembered},
-    shard::{Checkpoint, Committed, Recovery},
+    shard::{Committed, Recovery},
 };
 use crate::{
     types::{Lsn, Offset, PartitionId, ProducerId, Timestamp},
@@ -40,6 +40,17 @@ struct Partition {
     /// Append time of the newest batch.
     newest: Timestamp,
     producers: BTreeMap<ProducerId, ProducerState>,
+}
+
+/// Producer state that changed, as of a position of the log.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Checkpoint {
+    /// The state is that of all entries below this.
+    pub applied: Lsn,
+    /// New or changed.
+    pub put: Vec<(PartitionId, ProducerId, Bytes)>,
+    /// Gone.
+    pub delete: Vec<(PartitionId, ProducerId)>,
 }
 
 /// What readers of this node must know.

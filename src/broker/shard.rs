@@ -100,17 +100,6 @@ pub struct Recovery {
     pub tail: Vec<Entry>,
 }
 
-/// Producer state that changed, as of a position of the log.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub struct Checkpoint {
-    /// The state is that of all entries below this.
-    pub applied: Lsn,
-    /// New or changed.
-    pub put: Vec<(PartitionId, ProducerId, Bytes)>,
-    /// Gone.
-    pub delete: Vec<(PartitionId, ProducerId)>,
-}
-
 #[derive(Debug)]
 struct Waiting<W> {
     waiter: Waiter<W>,
@@ -142,10 +131,6 @@ pub struct Shard<W> {
     /// Waiting for the commit set.
     waiting_replicated: BTreeMap<(Lsn, u64), Waiting<W>>,
     waits: u64,
-    /// Producer state that changed since the last checkpoint, and by which entry.
-    dirty: BTreeMap<(PartitionId, ProducerId), Lsn>,
-    /// Producers that an entry forgets which is not committed yet: a checkpoint before it still holds them.
-    leaving: BTreeMap<(PartitionId, ProducerId), ProducerState>,
     /// Producers that are idle by the wall clock: their newest entry, and since when this primary knows of no newer one.
     silent: BTreeMap<(PartitionId, ProducerId), (Lsn, Duration)>,
 }
@@ -172,8 +157,6 @@ impl<W> Shard<W> {
             waiting_local: BTreeMap::new(),
             waiting_replicated: BTreeMap::new(),
             waits: 0,
-            dirty: BTreeMap::new(),
-            leaving: BTreeMap::new(),
             silent: BTreeMap::new(),
         };
         for (partition, start, end, newest) in found.partitions {
@@ -189,10 +172,8 @@ impl<W> Shard<W> {
             shard.partitions.insert(partition, state);
         }
         for (partition, producer, state) in found.producers {
-            match shard.partitions.get_mut(&partition) {
-                Some(partition) => drop(partition.producers.insert(producer, state)),
-                // Dropped, and killed before a checkpoint said so: the next one does.
-                None => drop(shard.dirty.insert((partition, producer), Lsn(0))),
+            if let Some(partition) = shard.partitions.get_mut(&partition) {
+                partition.producers.insert(producer, state);
             }
         }
         for entry in &found.tail {
@@ -300,12 +281,10 @@ impl<W> Shard<W> {
 
     /// Ends a partition with all that is in it. Batches in flight are acked: they were stored.
     pub fn drop_partition(&mut self, partition: PartitionId, out: &mut Vec<Effect<W>>) {
-        let Some(state) = self.partitions.remove(&partition) else { return };
-        let lsn = self.append(EntryKind::PartitionDrop, partition, Bytes::new(), out);
-        for (producer, state) in state.producers {
-            self.dirty.insert((partition, producer), lsn);
-            self.leaving.entry((partition, producer)).or_insert(state);
+        if self.partitions.remove(&partition).is_none() {
+            return;
         }
+        let lsn = self.append(EntryKind::PartitionDrop, partition, Bytes::new(), out);
         self.pending.push_back((lsn, partition, Pending::Drop));
     }
 
@@ -357,31 +336,6 @@ impl<W> Shard<W> {
             self.silent.remove(&(partition, producer));
             self.expire(partition, producer, out);
         }
-    }
-
-    /// The producer state that changed since the last call.
-    pub fn checkpoint(&mut self) -> Checkpoint {
-        let applied = self.primary.high_watermark();
-        let mut checkpoint = Checkpoint { applied, ..Checkpoint::default() };
-        let mut later = BTreeMap::new();
-        for ((partition, producer), lsn) in std::mem::take(&mut self.dirty) {
-            if lsn >= applied {
-                later.insert((partition, producer), lsn);
-            }
-            let key = (partition, producer);
-            if lsn < applied {
-                self.leaving.remove(&key);
-            }
-            let now = || self.partitions.get(&partition).and_then(|p| p.producers.get(&producer));
-            match self.leaving.get(&key).or_else(now) {
-                Some(state) => {
-                    checkpoint.put.push((partition, producer, state.encode_before(applied)));
-                }
-                None => checkpoint.delete.push(key),
-            }
-        }
-        self.dirty = later;
-        checkpoint
     }
 
     /// A partition's bounds, none if it is not in this shard.
@@ -471,7 +425,6 @@ impl<W> Shard<W> {
         }
         if let Some(state) = self.partitions.get_mut(&partition) {
             state.producers.entry(producer).or_default().note(batch);
-            self.dirty.insert((partition, producer), batch.lsn);
         }
     }
 
@@ -486,15 +439,13 @@ impl<W> Shard<W> {
     }
 
     fn expire(&mut self, id: PartitionId, producer: ProducerId, out: &mut Vec<Effect<W>>) {
-        let lsn = self.append(EntryKind::ProducerExpire, id, expire_body(producer), out);
-        self.forget(id, producer, lsn);
+        self.append(EntryKind::ProducerExpire, id, expire_body(producer), out);
+        self.forget(id, producer);
     }
 
-    fn forget(&mut self, id: PartitionId, producer: ProducerId, lsn: Lsn) {
-        let Some(partition) = self.partitions.get_mut(&id) else { return };
-        if let Some(state) = partition.producers.remove(&producer) {
-            self.dirty.insert((id, producer), lsn);
-            self.leaving.entry((id, producer)).or_insert(state);
+    fn forget(&mut self, id: PartitionId, producer: ProducerId) {
+        if let Some(partition) = self.partitions.get_mut(&id) {
+            partition.producers.remove(&producer);
         }
     }
 
@@ -613,7 +564,7 @@ impl<W> Shard<W> {
                 self.note(id, batch.producer, remembered);
             }
             EntryKind::ProducerExpire => {
-                self.forget(id, entry.expired_producer()?, entry.header.lsn);
+                self.forget(id, entry.expired_producer()?);
             }
             // Storage has followed these itself: they are in the bounds that it found.
             EntryKind::Trim

@@ -1,4 +1,7 @@
-use super::*;
+use super::{
+    super::applied::{Applied, Checkpoint},
+    *,
+};
 use crate::{
     replication::{Boots, EpochHistory, LocalLog, LogEntry, ShardConfig, Stored},
     types::{Boot, Epoch, Incarnation, NodeId, Sequence, TopicId},
@@ -12,6 +15,8 @@ const Q: PartitionId = PartitionId { topic: TopicId(5), index: 1 };
 /// A shard with its driver: effects are sorted as they come, the disk is a position.
 struct World {
     shard: Shard<&'static str>,
+    /// What every replica keeps of the log: it makes the checkpoints.
+    applied: Applied,
     log: Vec<Entry>,
     acks: Vec<(&'static str, Ack)>,
     refused: Vec<(&'static str, Reject)>,
@@ -45,10 +50,13 @@ impl World {
 
     fn begin(epoch: u64, found: Found) -> Self {
         let mut out = Vec::new();
+        let applied = Applied::new(found.recovery, found.stored.high_watermark).expect("own work");
         let primary = primary(epoch, found.stored);
-        let shard = Shard::begin(ShardId(0), primary, found.recovery, Timestamp(1), &mut out);
+        let recovery = applied.recovery().expect("own work");
+        let shard = Shard::begin(ShardId(0), primary, recovery, Timestamp(1), &mut out);
         let mut world = Self {
             shard: shard.expect("own work"),
+            applied,
             log: vec![],
             acks: vec![],
             refused: vec![],
@@ -70,12 +78,17 @@ impl World {
     fn perform(&mut self) {
         for effect in self.out.drain(..) {
             match effect {
-                Effect::Append(entry) => self.log.push(entry),
+                Effect::Append(entry) => {
+                    self.applied.append(&entry);
+                    self.log.push(entry);
+                }
                 Effect::Ack(who, ack) => self.acks.push((who, ack)),
                 Effect::Refuse(waiter, reject) => self.refused.push((waiter.handle, reject)),
                 Effect::Committed(c) => drop(self.views.insert(c.partition, c.view)),
                 Effect::Dropped(partition) => drop(self.views.remove(&partition)),
-                Effect::Replication(replication::Effect::Committed(_)) => {}
+                Effect::Replication(replication::Effect::Committed(end)) => {
+                    self.applied.commit_to(end, &mut Vec::new()).expect("own work");
+                }
                 Effect::Unknown(_) | Effect::Replication(_) => {
                     unreachable!("a set of one sends nothing and forgets nobody")
                 }
@@ -256,7 +269,7 @@ fn a_checkpoint_and_the_tail_make_the_same_state() {
     world.publish("a", 7, 0, 1);
     world.sync();
     world.publish("b", 7, 1, 1);
-    let checkpoint = world.shard.checkpoint();
+    let checkpoint = world.applied.checkpoint();
     let mut world = world.reopen(checkpoint);
     world.sync();
     world.publish("a again", 7, 0, 1);
@@ -272,18 +285,18 @@ fn a_checkpoint_says_what_changed_since_the_last_one() {
     let mut world = World::with_partition();
     world.publish("a", 7, 0, 1);
     world.sync();
-    assert_eq!(world.shard.checkpoint().put.len(), 1);
-    assert_eq!(world.shard.checkpoint().put.len(), 0);
+    assert_eq!(world.applied.checkpoint().put.len(), 1);
+    assert_eq!(world.applied.checkpoint().put.len(), 0);
     world.publish("b", 7, 1, 1);
-    assert_eq!(world.shard.checkpoint().put.len(), 1, "not committed yet: as it was");
+    assert_eq!(world.applied.checkpoint().put.len(), 0, "not committed yet: as it was");
     world.sync();
-    assert_eq!(world.shard.checkpoint().put.len(), 1, "and now as it is");
+    assert_eq!(world.applied.checkpoint().put.len(), 1, "and now as it is");
     world.shard.drop_partition(P, &mut world.out);
-    let checkpoint = world.shard.checkpoint();
+    let checkpoint = world.applied.checkpoint();
     assert_eq!(checkpoint.delete, [], "the drop is not committed yet");
-    assert_eq!(checkpoint.put.len(), 1, "a restart before the drop still needs it");
+    assert_eq!(checkpoint.put, [], "what a restart before the drop needs stays as it was stored");
     world.sync();
-    assert_eq!(world.shard.checkpoint().delete, [(P, ProducerId(7))]);
+    assert_eq!(world.applied.checkpoint().delete, [(P, ProducerId(7))]);
 }
 
 #[test]
@@ -291,13 +304,13 @@ fn a_checkpoint_before_an_expiry_is_committed_holds_the_producer_as_it_was() {
     let mut world = World::with_partition();
     world.publish("a", 7, 0, 1);
     world.sync();
-    let _ = world.shard.checkpoint();
+    let _ = world.applied.checkpoint();
     world.publish("b", 7, 1, 1);
     world.sync();
     let later = Timestamp(51 + u64::try_from(PRODUCER_IDLE_MAX.as_millis()).expect("fits"));
     world.expire(later, Duration::ZERO);
     world.expire(later, PRODUCER_SILENCE_MIN);
-    let checkpoint = world.shard.checkpoint();
+    let checkpoint = world.applied.checkpoint();
     // The power goes before the expiry is on the disk.
     world.out.clear();
     let mut world = world.reopen(checkpoint);
@@ -313,7 +326,7 @@ fn state_of_a_partition_that_is_gone_is_deleted_by_the_next_checkpoint() {
     found.recovery.add_producer(nowhere, ProducerId(7), &[]).expect("empty state");
     let mut world = World::begin(2, found);
     world.sync();
-    assert_eq!(world.shard.checkpoint().delete, [(nowhere, ProducerId(7))]);
+    assert_eq!(world.applied.checkpoint().delete, [(nowhere, ProducerId(7))]);
 }
 
 #[test]
