@@ -210,21 +210,6 @@ impl<W> Shard<W> {
         }
     }
 
-    /// All entries below `end` are durable on this node. For a driver that has no other durable changes.
-    pub fn durable_here(&mut self, end: Lsn, out: &mut Vec<Effect<W>>) {
-        self.lead(out, |primary, asked| primary.written_until(end, asked));
-    }
-
-    /// The disk has done the first `count` appends and changes of this boot.
-    pub fn written(&mut self, count: u64, out: &mut Vec<Effect<W>>) {
-        self.lead(out, |primary, asked| primary.written(count, asked));
-    }
-
-    /// The disk keeps nothing of the log before this any more.
-    pub fn log_starts_at(&mut self, start: Lsn) {
-        self.primary.log_starts_at(start);
-    }
-
     /// Lets the primary take an input that says whether the high watermark moved, and does what follows from it.
     pub(super) fn lead(
         &mut self,

@@ -218,14 +218,6 @@ impl<E: LogEntry> LocalLog<E> {
         }
     }
 
-    /// All entries below `end` are durable. For a disk that reports ends; a log that is cut needs [`Self::written`].
-    pub fn written_until(&mut self, end: Lsn, out: &mut Vec<Effect<E>>) {
-        let done = self.ends.iter().take_while(|(_, lsn)| *lsn <= end).last();
-        if let Some((count, _)) = done.copied() {
-            self.written(count, out);
-        }
-    }
-
     /// The disk has done the first `count` appends and changes of this boot. Messages that waited for it go.
     pub fn written(&mut self, count: u64, out: &mut Vec<Effect<E>>) {
         assert!(count <= self.emitted, "the disk has done what it was not asked");

@@ -177,14 +177,10 @@ impl<E: LogEntry> Primary<E> {
     pub fn written(&mut self, count: u64, out: &mut Vec<Effect<E>>) -> bool {
         let started = self.has_started();
         self.log.written(count, out);
-        self.was_written(started, out)
-    }
-
-    /// The same for a disk that reports the end of what is durable.
-    pub fn written_until(&mut self, end: Lsn, out: &mut Vec<Effect<E>>) -> bool {
-        let started = self.has_started();
-        self.log.written_until(end, out);
-        self.was_written(started, out)
+        if !started && self.has_started() {
+            self.ask_all(out);
+        }
+        self.advance(out)
     }
 
     /// Applies newer metadata of the same epoch. True if the high watermark moved.
@@ -324,13 +320,6 @@ impl<E: LogEntry> Primary<E> {
     /// Whether the start of the epoch is durable here: no message of the epoch leaves before that.
     pub(super) fn has_started(&self) -> bool {
         self.log.durable_end() > self.epoch_start
-    }
-
-    fn was_written(&mut self, started: bool, out: &mut Vec<Effect<E>>) -> bool {
-        if !started && self.has_started() {
-            self.ask_all(out);
-        }
-        self.advance(out)
     }
 
     /// Takes up which nodes hold the shard, and in which boot.

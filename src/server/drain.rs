@@ -89,20 +89,29 @@ fn hand_over(engine: &Engine, slot: &Slot) -> bool {
 
 /// Leaves the commit sets that can do without this node.
 async fn leave_sets(engine: &Engine) {
-    let mine = |slot: &&Slot| {
+    let mine = |slot: &Slot| {
         let core = slot.lock();
         let config = core.replica.config();
         config.primary != Some(engine.me)
             && config.set.contains(&engine.me.node)
             && config.can_shrink()
     };
-    for slot in engine.slots.iter().filter(mine) {
-        let expect_version = slot.lock().replica.config().version;
-        let change = ShardChange::Leave { expect_version, replica: engine.me };
-        engine.ask(ShardCommand { shard: slot.id, change });
-    }
     let deadline = Instant::now() + LEAVE_MAX;
-    while engine.slots.iter().any(|slot| mine(&slot)) && Instant::now() < deadline {
+    let mut asked = vec![None; engine.slots.len()];
+    loop {
+        let mut left = 0;
+        for (slot, asked) in engine.slots.iter().zip(&mut asked).filter(|(slot, _)| mine(slot)) {
+            left += 1;
+            let expect_version = slot.lock().replica.config().version;
+            // Asked again only if somebody else's change came first.
+            if asked.replace(expect_version) != Some(expect_version) {
+                let change = ShardChange::Leave { expect_version, replica: engine.me };
+                engine.ask(ShardCommand { shard: slot.id, change });
+            }
+        }
+        if left == 0 || Instant::now() >= deadline {
+            return;
+        }
         sleep_until(Instant::now() + DRAIN_LOOK).await;
     }
 }

@@ -41,15 +41,6 @@ fn a_cut_takes_end_history_and_what_was_not_durable_yet() {
 }
 
 #[test]
-fn a_disk_that_reports_ends_is_understood() {
-    let (mut log, mut out) = log(4);
-    log.written_until(Lsn(3), &mut out);
-    assert_eq!((log.durable_end(), log.is_settled()), (Lsn(3), false));
-    log.written_until(Lsn(4), &mut out);
-    assert!(log.is_settled());
-}
-
-#[test]
 fn the_high_watermark_only_rises_and_never_past_the_end() {
     let (mut log, mut out) = log(4);
     log.commit_to(Lsn(9), &mut out);
