@@ -263,4 +263,16 @@ mod tests {
         check(&p, 10, 20, 100, Some((1, 15)));
         check(&p, 15, 20, 100, None);
     }
+
+    #[test]
+    fn what_was_cut_off_the_log_is_forgotten_and_what_comes_in_its_place_is_found() {
+        let p = partition();
+        remember(&p, 10, 15);
+        remember(&p, 15, 20);
+        p.forget_from(Offset(15));
+        check(&p, 15, 20, 100, None);
+        check(&p, 10, 20, 100, Some((1, 15)));
+        remember(&p, 15, 17);
+        check(&p, 10, 20, 100, Some((2, 17)));
+    }
 }

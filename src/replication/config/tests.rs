@@ -111,3 +111,21 @@ fn a_member_with_less_than_the_floor_leaves_and_the_last_one_stalls_the_shard() 
     let again = ShardChange::Elect { expect_version: version, primary: boot(1, 1), drop: vec![] };
     assert_eq!(shard.apply(again, &boots()), Err(ConfigReject::Stalled));
 }
+
+#[test]
+fn a_member_leaves_by_itself_only_where_it_may_be_spared() {
+    let leave = |node: u64, incarnation| ShardChange::Leave {
+        expect_version: 10,
+        replica: Boot { node: NodeId(node), incarnation: Incarnation(incarnation) },
+    };
+    let mut three = shard(&[A, B, C], 2);
+    let stale = three.apply(leave(2, 1), &boots());
+    assert!(matches!(stale, Err(ConfigReject::StaleBoot(_))), "an earlier boot: {stale:?}");
+    assert_eq!(three.apply(leave(1, 1), &boots()), Err(ConfigReject::WrongPlace(A)), "it leads");
+    three.apply(leave(2, 2), &boots()).expect("two are enough");
+    assert_eq!((three.set.as_slice(), three.version), ([A, C].as_slice(), 11));
+    let late = three.apply(leave(3, 3), &boots());
+    assert_eq!(late, Err(ConfigReject::StaleVersion { have: 11, expected: 10 }));
+    let few = shard(&[A, B], 2).apply(leave(2, 2), &boots());
+    assert_eq!(few, Err(ConfigReject::TooFewMembers { would_stay: 1, need: 2 }));
+}
