@@ -45,21 +45,21 @@ failover trials="20":
 
 # The replicated log under faults, in one thread: 300 seeds. `just sim 17` or `just sim seed=17` replays one, with its trace.
 sim seed="":
-    DUNLIN_SIM_SEED={{ trim_start_match(seed, "seed=") }} cargo test --release --lib sim::nothing -- --nocapture
+    DUNLIN_SIM_SEED={{ trim_start_match(seed, "seed=") }} cargo test --lib sim::nothing -- --nocapture
 
 # The same for this many seeds from a first one, for hours: `just sim-long 50000 1000`.
 sim-long seeds="50000" first="1":
-    DUNLIN_SIM_SEEDS={{ seeds }} DUNLIN_SIM_FIRST={{ first }} cargo test --release --lib sim::nothing -- --nocapture
+    DUNLIN_SIM_SEEDS={{ seeds }} DUNLIN_SIM_FIRST={{ first }} cargo test --lib sim::nothing -- --nocapture
 
 # The replicated log on real stores, three nodes in one thread, under power cuts: so many seeds, or `just sim-redb seed=7` for one.
 sim-redb seeds="100":
     DUNLIN_CRASH_CLUSTER={{ seeds }} DUNLIN_CRASH_CLUSTER_SEED={{ if seeds =~ "^seed=" { trim_start_match(seeds, "seed=") } else { "" } }} \
-        cargo test --release --test main crash::cluster::nothing -- --nocapture
+        cargo test --test main crash::cluster::nothing -- --nocapture
 
 # Seeded bugs, each searched for at most so many seconds. The table is in docs/replication.md. `just mutations 600 OneStepAdd`
 # tries only that one.
 mutations secs="120" only="":
-    DUNLIN_MUTATIONS={{ secs }} DUNLIN_MUTATION={{ only }} cargo test --release --lib sim::mutations -- --nocapture
+    DUNLIN_MUTATIONS={{ secs }} DUNLIN_MUTATION={{ only }} cargo test --lib sim::mutations -- --nocapture
 
 # Lines of src/replication that the simulator alone reaches, by 300 seeds and all schedules. Needs llvm tools of the version
 # that rustc was built with; Debian's llvm-NN puts them in this directory.

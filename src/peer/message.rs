@@ -101,11 +101,11 @@ pub fn encoded_len(envelope: &Envelope<Entry>) -> usize {
         Body::StartEpoch => 0,
         Body::Align(_) => END_LEN,
         Body::Append(append) => END_LEN + 8 + entries_len(&append.entries),
-        Body::InstallBegin { history, .. } => END_LEN + 4 + history_len(history),
-        Body::InstallChunk { chunk, .. } => END_LEN + 4 + chunk_len(chunk),
+        Body::InstallBegin { history, .. } => 4 + END_LEN + 4 + history_len(history),
+        Body::InstallChunk { chunk, .. } => 4 + 4 + chunk_len(chunk),
         Body::State(state) => END_LEN + 8 + 1 + history_len(&state.history),
         Body::Durable(_) | Body::Barrier(_) | Body::BarrierHeld(_) => 8,
-        Body::ChunkDurable { .. } => END_LEN + 4,
+        Body::ChunkDurable { .. } => 4 + 4,
         Body::Refused(Refusal::StaleEpoch(_) | Refusal::Gap(_)) => 9,
         Body::Refused(Refusal::NotAligned | Refusal::Diverged | Refusal::DiskFull) => 1,
     };
@@ -158,13 +158,14 @@ pub fn encode(envelope: &Envelope<Entry>, out: &mut BytesMut) -> Result<(), TooL
             out.put_u64(append.high_watermark.0);
             append.entries.iter().for_each(|entry| entry.encode(out));
         }
-        Body::InstallBegin { base, history, chunks } => {
+        Body::InstallBegin { number, base, history, chunks } => {
+            out.put_u32(*number);
             put_end(*base, out);
             out.put_u32(*chunks);
             put_history(history, out);
         }
-        Body::InstallChunk { base, index, chunk } => {
-            put_end(*base, out);
+        Body::InstallChunk { number, index, chunk } => {
+            out.put_u32(*number);
             out.put_u32(*index);
             put_chunk(chunk, out);
         }
@@ -175,8 +176,8 @@ pub fn encode(envelope: &Envelope<Entry>, out: &mut BytesMut) -> Result<(), TooL
             put_history(&state.history, out);
         }
         Body::Durable(lsn) => out.put_u64(lsn.0),
-        Body::ChunkDurable { base, next } => {
-            put_end(*base, out);
+        Body::ChunkDurable { number, next } => {
+            out.put_u32(*number);
             out.put_u32(*next);
         }
         Body::Refused(refusal) => put_refusal(*refusal, out),
@@ -321,12 +322,14 @@ impl Input {
                 Body::Append(Append { prev, entries, high_watermark })
             }
             INSTALL_BEGIN => {
-                let (base, chunks) = (self.end()?, self.u32("number of chunks")?);
-                Body::InstallBegin { base, history: self.history()?, chunks }
+                let (number, base) = (self.u32("number of the install")?, self.end()?);
+                let chunks = self.u32("number of chunks")?;
+                Body::InstallBegin { number, base, history: self.history()?, chunks }
             }
             INSTALL_CHUNK => {
-                let (base, index) = (self.end()?, self.u32("number of the chunk")?);
-                Body::InstallChunk { base, index, chunk: self.chunk(shard)? }
+                let number = self.u32("number of the install")?;
+                let index = self.u32("number of the chunk")?;
+                Body::InstallChunk { number, index, chunk: self.chunk(shard)? }
             }
             STATE => {
                 let (end, high_watermark) = (self.end()?, Lsn(self.u64("high watermark")?));
@@ -340,7 +343,8 @@ impl Input {
             }
             DURABLE => Body::Durable(Lsn(self.u64("durable end")?)),
             CHUNK_DURABLE => {
-                Body::ChunkDurable { base: self.end()?, next: self.u32("number of the chunk")? }
+                let number = self.u32("number of the install")?;
+                Body::ChunkDurable { number, next: self.u32("number of the chunk")? }
             }
             REFUSED => Body::Refused(self.refusal()?),
             BARRIER => Body::Barrier(self.u64("number of the question")?),

@@ -119,12 +119,13 @@ impl<E: LogEntry> Backup<E> {
             Body::Align(common) => Some(self.align(epoch, common, view, out)),
             Body::Append(_) if !aligned => Some(Body::Refused(Refusal::NotAligned)),
             Body::Append(append) => Some(self.append(epoch, append, out)),
-            Body::InstallBegin { base, history, chunks } => {
+            Body::InstallBegin { number, base, history, chunks } => {
                 let refused = self.check_not_below(base.lsn, out);
-                Some(refused.unwrap_or_else(|| self.install_begin(base, history, chunks, out)))
+                let install = Install::new(number, base, history, chunks);
+                Some(refused.unwrap_or_else(|| self.install_begin(install, out)))
             }
-            Body::InstallChunk { base, index, chunk } => {
-                let answer = self.install_chunk(base, index, chunk, out);
+            Body::InstallChunk { number, index, chunk } => {
+                let answer = self.install_chunk(number, index, chunk, out);
                 if matches!(answer, Body::Durable(_)) {
                     self.aligned = Some(epoch);
                 }

@@ -60,6 +60,8 @@ pub enum Effect<E> {
         epoch: Epoch,
         /// Which snapshot.
         base: LogEnd,
+        /// Number of the install that sends it.
+        number: u32,
         /// Number of the chunk.
         index: u32,
     },

@@ -46,10 +46,19 @@ pub(super) enum Progress {
     Streaming(Lsn),
     /// The driver is asked for a snapshot, no older than what the replica knows to be committed.
     Snapshotting(Lsn),
-    /// It gets a snapshot: its base, number of chunks, number of the next.
-    Installing(LogEnd, u32, u32),
+    Installing(Sending),
     /// Nothing is sent: it has contradicted this log, or lost data while in the set.
     Stopped,
+}
+
+/// A snapshot that a replica gets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Sending {
+    pub(super) base: LogEnd,
+    pub(super) number: u32,
+    pub(super) chunks: u32,
+    /// The next chunk.
+    pub(super) next: u32,
 }
 
 impl Follower {

@@ -32,6 +32,8 @@ pub enum Body<E> {
     Append(Append<E>),
     /// "Our logs agree nowhere that I keep: take mine, it begins at this end." Answered by [`Body::ChunkDurable`].
     InstallBegin {
+        /// Number of this install in the primary's epoch: chunks of two snapshots with one base must not be mixed.
+        number: u32,
         /// The state that is installed is that of all entries before this.
         base: LogEnd,
         /// The epochs of those entries.
@@ -42,7 +44,7 @@ pub enum Body<E> {
     /// A part of the state that is installed. Answered by [`Body::ChunkDurable`].
     InstallChunk {
         /// The install that it belongs to.
-        base: LogEnd,
+        number: u32,
         /// Number of the chunk, from 0.
         index: u32,
         /// The part.
@@ -55,7 +57,7 @@ pub enum Body<E> {
     /// "All chunks before this one are durable here."
     ChunkDurable {
         /// The install.
-        base: LogEnd,
+        number: u32,
         /// Number of the next chunk.
         next: u32,
     },

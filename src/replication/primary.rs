@@ -7,7 +7,7 @@ use super::{
     config::{Boots, ShardConfig},
     effect::{Alarm, Effect},
     entry::{LogEnd, LogEntry, LogView},
-    follower::{Follower, Progress},
+    follower::{Follower, Progress, Sending},
     hand_over::HandOver,
     history::EpochHistory,
     local_log::LocalLog,
@@ -27,6 +27,8 @@ pub struct Primary<E> {
     pub(super) config: ShardConfig,
     pub(super) log: LocalLog<E>,
     pub(super) epoch_start: Lsn,
+    /// Installs that were begun.
+    installs: u32,
     /// Every other node that holds the shard, or should.
     pub(super) followers: BTreeMap<NodeId, Follower>,
     pub(super) hand_over: Option<HandOver>,
@@ -76,6 +78,7 @@ impl<E: LogEntry> Primary<E> {
             config,
             log,
             epoch_start,
+            installs: 0,
             followers: BTreeMap::new(),
             hand_over: None,
             proposed: None,
@@ -225,7 +228,7 @@ impl<E: LogEntry> Primary<E> {
                 self.durable_there(from.node, end);
                 return self.advance(out);
             }
-            Body::ChunkDurable { base, next } => self.next_chunk(from, base, next, out),
+            Body::ChunkDurable { number, next } => self.next_chunk(from, number, next, out),
             Body::Refused(refusal) => self.refused(from, refusal, out),
             Body::BarrierHeld(number) => self.barrier_held(from, number),
             // What a primary says, from one that is none.
@@ -257,13 +260,12 @@ impl<E: LogEntry> Primary<E> {
         if follower.incarnation == Some(to.incarnation)
             && matches!(follower.progress, Progress::Snapshotting(least) if base.lsn >= least)
         {
-            follower.progress = Progress::Installing(base, chunks, 0);
+            self.installs += 1;
+            let number = self.installs;
+            follower.progress = Progress::Installing(Sending { base, number, chunks, next: 0 });
             follower.asked_at = Some(now);
-            out.push(Effect::Send {
-                to,
-                epoch,
-                body: Body::InstallBegin { base, history, chunks },
-            });
+            let body = Body::InstallBegin { number, base, history, chunks };
+            out.push(Effect::Send { to, epoch, body });
         }
     }
 
@@ -381,8 +383,8 @@ impl<E: LogEntry> Primary<E> {
             Progress::Snapshotting(least) if overdue && least <= high_watermark => {
                 Effect::Snapshot { to, least }
             }
-            Progress::Installing(base, _, index) if overdue => {
-                Effect::SendChunk { to, epoch, base, index }
+            Progress::Installing(Sending { base, number, next, .. }) if overdue => {
+                Effect::SendChunk { to, epoch, base, number, index: next }
             }
             _ => return,
         };
@@ -440,16 +442,17 @@ impl<E: LogEntry> Primary<E> {
         }
     }
 
-    fn next_chunk(&mut self, to: Boot, base: LogEnd, next: u32, out: &mut Vec<Effect<E>>) {
+    fn next_chunk(&mut self, to: Boot, number: u32, next: u32, out: &mut Vec<Effect<E>>) {
         let (epoch, now) = (self.epoch(), self.now);
         let Some(follower) = self.followers.get_mut(&to.node) else { return };
-        let Progress::Installing(current, chunks, sent) = follower.progress else { return };
-        if current != base || next < sent || next >= chunks {
+        let Progress::Installing(sending) = &mut follower.progress else { return };
+        if sending.number != number || next < sending.next || next >= sending.chunks {
             return;
         }
-        follower.progress = Progress::Installing(base, chunks, next);
+        sending.next = next;
+        let base = sending.base;
         follower.asked_at = Some(now);
-        out.push(Effect::SendChunk { to, epoch, base, index: next });
+        out.push(Effect::SendChunk { to, epoch, base, number, index: next });
     }
 
     fn refused(&mut self, from: Boot, refusal: Refusal, out: &mut Vec<Effect<E>>) {

@@ -76,6 +76,7 @@ pub(super) enum InstallWork {
         to: Boot,
         epoch: crate::types::Epoch,
         base: replication::LogEnd,
+        number: u32,
         index: u32,
     },
 }
@@ -421,8 +422,8 @@ impl Engine {
             Asked::Snapshot { to, least } => {
                 self.install(InstallWork::Snapshot { shard, to, least });
             }
-            Asked::SendChunk { to, epoch, base, index } => {
-                self.install(InstallWork::Chunk { shard, to, epoch, base, index });
+            Asked::SendChunk { to, epoch, base, number, index } => {
+                self.install(InstallWork::Chunk { shard, to, epoch, base, number, index });
             }
             Asked::Propose(change) => self.ask(ShardCommand { shard, change }),
             Asked::Recover(epoch) => {

@@ -33,10 +33,10 @@ pub(super) async fn run(engine: Arc<Engine>, mut asked: mpsc::Receiver<InstallWo
                     replica.snapshot(to, base, chunks, out);
                 });
             }
-            InstallWork::Chunk { shard, to, epoch, base, index } => {
+            InstallWork::Chunk { shard, to, epoch, base, number, index } => {
                 let held = snapshots.get(&shard).filter(|held| log_end(held.base()) == base);
                 let Some(snapshot) = held.cloned() else { continue };
-                if !send(&engine, snapshot, shard, to, epoch, index).await {
+                if !send(&engine, snapshot, shard, to, epoch, (number, index)).await {
                     // The collector was faster: the next question makes a new one.
                     snapshots.remove(&shard);
                 }
@@ -71,9 +71,8 @@ async fn send(
     shard: ShardId,
     to: Boot,
     epoch: Epoch,
-    index: u32,
+    (number, index): (u32, u32),
 ) -> bool {
-    let base = log_end(snapshot.base());
     let read = tokio::task::spawn_blocking(move || snapshot.chunk(index)).await;
     let change = match read {
         Ok(Ok(change)) => change,
@@ -90,7 +89,7 @@ async fn send(
         value: value.into(),
     };
     let chunk = Chunk { entries, state: state.into_iter().map(row).collect() };
-    let body = Body::InstallChunk { base, index, chunk };
+    let body = Body::InstallChunk { number, index, chunk };
     let envelope = Envelope { shard, epoch, from: engine.me, to, body };
     engine.send(shard, to, Outgoing::Message(envelope));
     true

@@ -288,20 +288,18 @@ impl Invariants {
                 }
                 Observed::Acked { node, value, partition, base, copies, .. } => {
                     let (disks, gone) = (&self.disks, &self.gone);
-                    let view = world.node(*node);
-                    let known = view.process.as_ref().and_then(|process| process.leads);
-                    let newest = world.agreed().last().map(|agreed| &agreed.config);
-                    let members = known.map(|(config, _)| config).or(newest).map(|c| &c.set);
+                    let counted = |end: Lsn| counted(world, *node, end);
                     let has = |end: Lsn| {
+                        let members = counted(end);
                         let has = |disk: &&Shadow| disk.agreed as u64 >= end.0;
                         let there: Vec<_> = disks.iter().filter(has).map(|d| d.id).collect();
                         // What a disk held before it was lost was there when it was counted.
-                        let counted = |(id, held): &(&NodeId, &u64)| {
+                        let was = |(id, held): &(&NodeId, &u64)| {
                             **held >= end.0
                                 && !there.contains(&Some(**id))
                                 && members.is_some_and(|members| members.contains(id))
                         };
-                        there.len() + gone.iter().filter(counted).count()
+                        there.len() + gone.iter().filter(was).count()
                     };
                     let what = (*value, *partition, *base);
                     let end = self.truth.acked(*node, what, *copies, has, &mut self.found);
@@ -369,4 +367,20 @@ impl Invariants {
             }
         }
     }
+}
+
+/// The set by which a node committed what ends here. A node may learn of several configurations in one step, and commit by
+/// one that is over at its end.
+fn counted(world: &dyn Look, node: usize, end: Lsn) -> Option<&[NodeId]> {
+    let by = world.observed().iter().find_map(|observed| match observed {
+        Observed::Committed { node: at, to, by: Some(by), .. } if *at == node && *to >= end => {
+            Some(by.set.as_slice())
+        }
+        _ => None,
+    });
+    let known = || world.node(node).process.and_then(|process| process.leads);
+    let newest = || world.agreed().last().map(|agreed| &agreed.config);
+    by.or_else(|| {
+        known().map(|(config, _)| config).or_else(newest).map(|config| config.set.as_slice())
+    })
 }

@@ -46,7 +46,7 @@ mod trace;
 mod view;
 mod world;
 
-use std::time::Instant;
+use std::{panic::catch_unwind, time::Instant};
 
 use plan::Plan;
 
@@ -70,7 +70,11 @@ fn nothing_that_was_promised_is_broken() {
     for seed in first..first + seeds {
         let plan = Plan::draw(seed, STEPS);
         beyond += u64::from(plan.beyond);
-        let outcome = run::run(plan, false);
+        let Ok(outcome) = catch_unwind(|| run::run(plan, false)) else {
+            println!("seed {seed}: panicked, as said above");
+            failed.push(seed);
+            continue;
+        };
         total.steps += outcome.counters.steps;
         total.failovers += outcome.counters.failovers;
         total.truncations += outcome.counters.truncations;

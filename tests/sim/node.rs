@@ -242,7 +242,7 @@ impl World {
                 self.send_entries(at, from, to, epoch, (first, until), high_watermark);
             }
             E::Snapshot { to, least } => self.snapshot(at, to, least),
-            E::SendChunk { to, epoch, base, index } => {
+            E::SendChunk { to, epoch, base, number, index } => {
                 let Some(process) = &self.nodes[at].process else { return };
                 let Some((known, chunks)) = process.snapshots.get(&to.node) else { return };
                 if *known != base {
@@ -254,7 +254,7 @@ impl World {
                 let part = &log[cut(index64)..cut(index64 + 1)];
                 let entries = part.iter().map(|record| record.entry.clone()).collect();
                 let chunk = Chunk { entries, state: Vec::new() };
-                let body = Body::InstallChunk { base, index, chunk };
+                let body = Body::InstallChunk { number, index, chunk };
                 self.send(at, Envelope { shard: SHARD, epoch, from, to, body });
             }
             E::Propose(change) => self.propose(at, change),

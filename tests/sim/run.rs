@@ -69,7 +69,7 @@ pub(crate) fn run(plan: Plan, verbose: bool) -> Outcome {
         violation,
         stalled,
         ordinary,
-        trace: world.trace.lines.into(),
+        trace: std::mem::take(&mut world.trace.lines).into(),
     }
 }
 

@@ -42,6 +42,15 @@ impl Trace {
     }
 }
 
+/// A run that panics says what led to it.
+impl Drop for Trace {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.lines.iter().for_each(|line| println!("{line}"));
+        }
+    }
+}
+
 fn code(event: &Event) -> u8 {
     match event {
         Event::Tick { .. } => 0,

@@ -66,18 +66,18 @@ fn golden_bytes() {
     golden(Body::Align(base), &format!("0200{END}"));
     let append = Append { prev: base, entries: vec![], high_watermark: Lsn(3) };
     golden(Body::Append(append), &format!("0300{END}0000000000000003"));
-    let begin = Body::InstallBegin { base, history: history.clone(), chunks: 6 };
-    golden(begin, &format!("0400{END}00000006{starts}"));
+    let begin = Body::InstallBegin { number: 5, base, history: history.clone(), chunks: 6 };
+    golden(begin, &format!("040000000005{END}00000006{starts}"));
     let row = StateRow { kind: 1, key: b"k".to_vec(), value: b"vw".to_vec() };
     let chunk = Chunk { entries: vec![], state: vec![row] };
     golden(
-        Body::InstallChunk { base, index: 2, chunk },
-        &format!("0500{END}000000020001 01 016b 027677").replace(' ', ""),
+        Body::InstallChunk { number: 5, index: 2, chunk },
+        &"050000000005000000020001 01 016b 027677".replace(' ', ""),
     );
     let state = FollowerState { end: base, history, high_watermark: Lsn(3), installing: true };
     golden(Body::State(state), &format!("0600{END}000000000000000301{starts}"));
     golden(Body::Durable(Lsn(4)), "07000000000000000004");
-    golden(Body::ChunkDurable { base, next: 3 }, &format!("0800{END}00000003"));
+    golden(Body::ChunkDurable { number: 5, next: 3 }, "08000000000500000003");
     golden(Body::Refused(Refusal::StaleEpoch(Epoch(6))), "0900010000000000000006");
     golden(Body::Refused(Refusal::NotAligned), "090002");
     golden(Body::Refused(Refusal::Gap(Lsn(4))), "0900030000000000000004");
@@ -108,11 +108,10 @@ fn an_entry_of_another_shard_is_refused() {
 
 #[test]
 fn what_the_reader_would_refuse_is_not_sent() {
-    let base = end(4, 2, 9);
     let rows = |count, len| {
         let row = StateRow { kind: 1, key: vec![], value: vec![0; len] };
         let chunk = Chunk { entries: vec![], state: vec![row; count] };
-        encode(&envelope(Body::InstallChunk { base, index: 0, chunk }), &mut BytesMut::new())
+        encode(&envelope(Body::InstallChunk { number: 5, index: 0, chunk }), &mut BytesMut::new())
     };
     assert_eq!(rows(CHUNK_ROWS_MAX, 0), Ok(()));
     assert!(rows(CHUNK_ROWS_MAX + 1, 0).is_err());
@@ -122,7 +121,7 @@ fn what_the_reader_would_refuse_is_not_sent() {
 #[test]
 fn counts_that_lie_cost_nothing_and_are_refused() {
     let chunk = Chunk { entries: vec![], state: vec![] };
-    let good = encoded(&envelope(Body::InstallChunk { base: end(4, 2, 9), index: 0, chunk }));
+    let good = encoded(&envelope(Body::InstallChunk { number: 5, index: 0, chunk }));
     for (at, what) in [(good.len() - 2, "entries"), (good.len() - 1, "rows")] {
         let mut bytes = good[..at].to_vec();
         if what == "rows" {
@@ -210,11 +209,14 @@ fn bodies() -> impl Strategy<Value = Body<Entry>> {
         (ends(), some_entries(), any::<u64>()).prop_map(|(prev, entries, high_watermark)| {
             Body::Append(Append { prev, entries, high_watermark: Lsn(high_watermark) })
         }),
-        (ends(), histories(), any::<u32>())
-            .prop_map(|(base, history, chunks)| Body::InstallBegin { base, history, chunks }),
-        (ends(), any::<u32>(), some_entries(), rows).prop_map(|(base, index, entries, state)| {
-            Body::InstallChunk { base, index, chunk: Chunk { entries, state } }
-        }),
+        (any::<u32>(), ends(), histories(), any::<u32>()).prop_map(
+            |(number, base, history, chunks)| Body::InstallBegin { number, base, history, chunks }
+        ),
+        (any::<u32>(), any::<u32>(), some_entries(), rows).prop_map(
+            |(number, index, entries, state)| {
+                Body::InstallChunk { number, index, chunk: Chunk { entries, state } }
+            }
+        ),
         (ends(), histories(), any::<u64>(), any::<bool>()).prop_map(
             |(end, history, high_watermark, installing)| Body::State(FollowerState {
                 end,
@@ -224,7 +226,7 @@ fn bodies() -> impl Strategy<Value = Body<Entry>> {
             })
         ),
         any::<u64>().prop_map(|lsn| Body::Durable(Lsn(lsn))),
-        (ends(), any::<u32>()).prop_map(|(base, next)| Body::ChunkDurable { base, next }),
+        any::<(u32, u32)>().prop_map(|(number, next)| Body::ChunkDurable { number, next }),
         any::<u64>().prop_map(|epoch| Body::Refused(Refusal::StaleEpoch(Epoch(epoch)))),
         any::<u64>().prop_map(|lsn| Body::Refused(Refusal::Gap(Lsn(lsn)))),
         Just(Body::Refused(Refusal::NotAligned)),

@@ -10,14 +10,14 @@ use tokio::{net::UdpSocket, sync::watch, task::JoinSet, time::Instant};
 use super::{bench::EPOCH, *};
 use crate::{
     limits::{PEER_IDLE_TIMEOUT, PEER_QUEUE_BYTES_MAX, PEER_QUEUE_LEN},
-    replication::{Body, Chunk, Envelope, LogEnd, StateRow},
+    replication::{Body, Chunk, Envelope, StateRow},
 };
 
 /// A message of about this length.
 fn large(from: &Node, to: &Node, shard: ShardId, len: usize) -> Outgoing {
     let row = StateRow { kind: 1, key: vec![], value: vec![7; len] };
     let chunk = Chunk { entries: vec![], state: vec![row] };
-    let body = Body::InstallChunk { base: LogEnd::default(), index: 0, chunk };
+    let body = Body::InstallChunk { number: 1, index: 0, chunk };
     let (from, to) = (boot(from.id), boot(to.id));
     Outgoing::Message(Envelope { shard, epoch: EPOCH, from, to, body })
 }

@@ -153,16 +153,23 @@ fn an_install_counts_only_when_its_last_chunk_is_durable() {
     let source = BareLog::of(&[2, 2, 3]);
     let (base, history) =
         (source.end(), EpochHistory::new([(Epoch(2), Lsn(0)), (Epoch(3), Lsn(2))]));
-    let begin = Body::InstallBegin { base, history, chunks: 2 };
-    let chunk =
-        |index| Body::InstallChunk { base, index, chunk: Chunk { entries: vec![], state: vec![] } };
-    world.tell(3, begin).sync();
-    assert_eq!(world.last(), Some(&Body::ChunkDurable { base, next: 0 }));
+    let begin = |number| Body::InstallBegin { number, base, history: history.clone(), chunks: 2 };
+    let chunk_of = |number, index| Body::InstallChunk {
+        number,
+        index,
+        chunk: Chunk { entries: vec![], state: vec![] },
+    };
+    let chunk = |index| chunk_of(2, index);
+    world.tell(3, begin(2)).sync();
+    assert_eq!(world.last(), Some(&Body::ChunkDurable { number: 2, next: 0 }));
+    // Of another snapshot with the same base: it is cut otherwise.
+    world.tell(3, chunk_of(1, 0)).tell(3, begin(1)).sync();
+    assert_eq!(world.last(), Some(&Body::ChunkDurable { number: 2, next: 0 }));
     world.tell(3, chunk(0)).tell(3, chunk(0)).sync();
-    assert_eq!(world.last(), Some(&Body::ChunkDurable { base, next: 1 }));
+    assert_eq!(world.last(), Some(&Body::ChunkDurable { number: 2, next: 1 }));
     assert!(world.backup.log().is_installing());
     world.tell(3, chunk(1));
-    assert_eq!(world.last(), Some(&Body::ChunkDurable { base, next: 1 }), "not durable yet");
+    assert_eq!(world.last(), Some(&Body::ChunkDurable { number: 2, next: 1 }), "not durable yet");
     world.sync();
     assert_eq!(world.last(), Some(&Body::Durable(Lsn(3))));
     let log = world.backup.log();

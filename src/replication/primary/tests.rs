@@ -260,8 +260,8 @@ fn a_replica_that_shares_no_epoch_gets_a_snapshot_chunk_by_chunk() {
     ));
     for index in 0..2 {
         world.out.clear();
-        world.hear(3, Body::ChunkDurable { base, next: index });
-        assert_eq!(world.out, [Effect::SendChunk { to, epoch, base, index }]);
+        world.hear(3, Body::ChunkDurable { number: 1, next: index });
+        assert_eq!(world.out, [Effect::SendChunk { to, epoch, base, number: 1, index }]);
     }
     world.out.clear();
     world.hear(3, Body::Durable(Lsn(9)));

@@ -450,7 +450,7 @@ impl Node {
                 self.replica.snapshot(to, base, chunks, &mut more);
                 self.perform(more, out);
             }
-            Asked::SendChunk { to, epoch, base, index } => {
+            Asked::SendChunk { to, epoch, base, number, index } => {
                 let held = self.snapshot.as_ref().filter(|held| log_end(held.base()) == base);
                 let Some(Ok(change)) = held.map(|snapshot| snapshot.chunk(index)) else {
                     self.snapshot = None;
@@ -463,7 +463,7 @@ impl Node {
                     value: value.into(),
                 });
                 let chunk = Chunk { entries, state: state.collect() };
-                out.push(send(to, epoch, Body::InstallChunk { base, index, chunk }));
+                out.push(send(to, epoch, Body::InstallChunk { number, index, chunk }));
             }
             Asked::Propose(change) => out.push(Out::Propose(change)),
             Asked::Superseded => out.push(Out::Failed("superseded".to_owned())),

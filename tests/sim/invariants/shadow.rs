@@ -47,9 +47,12 @@ impl Shadow {
         for record in view.log {
             self.note_epoch(record);
             let before = self.before(view, record);
-            // An install is what the primary has, damaged or not.
-            if self.damaged.is_none() && !truth.write(record, before) && !installed {
-                self.damaged = Some(self.len);
+            if self.damaged.is_none() && !truth.write(record, before) {
+                // An install is what the primary has, damaged or not.
+                match installed {
+                    true => truth.adopt(record, before),
+                    false => self.damaged = Some(self.len),
+                }
             }
             self.len += 1;
         }
@@ -108,7 +111,9 @@ impl Shadow {
             }
             if starts && led_by(record, view.id) {
                 // A damaged disk that is elected: its log is the truth now, and whoever has another must say so.
-                self.damaged = None;
+                if let Some(damaged) = self.damaged.take().and_then(|at| view.log.get(at)) {
+                    truth.adopt(damaged, self.before(view, damaged));
+                }
             }
             if let Some(at) = self.damaged {
                 found.fault(DAMAGE_IS_NOT_BUILT_ON, || {

@@ -18,6 +18,8 @@ pub(super) struct Truth {
     committed: Vec<Rc<Record>>,
     /// By position, what was ever written there.
     written: Vec<Vec<Fact>>,
+    /// Damaged entries that others were given for the truth: by the election of the disk that holds them.
+    adopted: Vec<(Lsn, Fact)>,
     /// Where each committed value is.
     placed: BTreeMap<u64, Place>,
     /// Committed values by partition and offset.
@@ -96,12 +98,18 @@ impl Truth {
         let Record { epoch, chain, content, .. } = *record;
         let fact = Fact { epoch, chain, content, before };
         match self.written[at].iter().find(|fact| fact.epoch == epoch) {
-            Some(known) => *known == fact,
+            Some(known) => *known == fact || self.adopted.contains(&(record.lsn, fact)),
             None => {
                 self.written[at].push(fact);
                 true
             }
         }
+    }
+
+    /// A damaged disk leads, or was copied from one that did: there is nothing better any more.
+    pub(super) fn adopt(&mut self, record: &Record, before: Epoch) {
+        let Record { lsn, epoch, chain, content, .. } = *record;
+        self.adopted.push((lsn, Fact { epoch, chain, content, before }));
     }
 
     pub(super) fn fault_same_place(&self, node: usize, record: &Record, found: &mut Found) {
