@@ -30,9 +30,9 @@ use crate::wire::Entry;
 const MAGIC: &[u8; 8] = b"dunlinJ1";
 const PAGE: usize = 4096;
 const FRAME_HEADER: usize = 24;
-/// A larger commit goes straight into the database: the journal would have each byte written twice, and from about here
-/// on that is more than what the database writes besides.
-const COMMIT_MAX: usize = 48 * 1024;
+/// A larger commit goes straight into the database: the journal would have each byte written twice. Up to here one write and one
+/// flush are worth that: the database takes two flushes and a dozen pages, which a wave of 64 producers waits for.
+const COMMIT_MAX: usize = 128 * 1024;
 /// The same as a part of a small journal.
 const COMMIT_SHARE: usize = 32;
 /// Bytes of entries with which a half is ripe to move, as a part of the journal: 2 MiB with the default size. Much less
