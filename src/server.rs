@@ -23,6 +23,7 @@ mod proposals;
 mod publish;
 mod recovery;
 mod relay;
+mod remote;
 mod request;
 mod sink;
 mod site_admin;

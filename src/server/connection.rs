@@ -292,8 +292,11 @@ impl Client {
             },
             FrameType::SubscribeOpen => match cbor::get(&first.body) {
                 Ok(open) => {
-                    let leave = &self.leave;
-                    let stream = SubscribeStream { engine: &self.shared.engine, leave };
+                    let stream = SubscribeStream {
+                        engine: &self.shared.engine,
+                        relays: &self.shared.relays,
+                        leave: &self.leave,
+                    };
                     stream.serve(open, input, &mut output).await
                 }
                 Err(error) => Err(streams::malformed(&error).into()),

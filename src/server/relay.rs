@@ -1,5 +1,5 @@
 //! Batches for partitions that another node leads go there, over a publish stream of the client protocol: any node serves
-//! any client.
+//! any client. What other nodes hold is read there, over a subscribe stream.
 //!
 //! A client's stream has one relay for each node that leads some of its partitions. A batch holds its room in the
 //! client's window until its answer is back, which bounds what a relay may hold. When the other node is lost, or leads no
@@ -13,6 +13,7 @@ use std::{
 
 use bytes::{BufMut, Bytes, BytesMut};
 use quinn::{Connection, Endpoint, RecvStream, SendStream};
+use serde::{Serialize, de::DeserializeOwned};
 use tokio::{sync::mpsc, time::timeout};
 use tokio_util::task::TaskTracker;
 
@@ -27,7 +28,7 @@ use crate::{
     types::{NodeId, ShardId},
     wire::{
         Ack, Code, Fault, FrameType, Hello, Nack, PROTOCOL_VERSION, PROTOCOL_VERSION_MIN,
-        PublishOk, PublishOpen, Welcome, cbor, put_frame_head,
+        PublishOk, PublishOpen, SubscribeOk, SubscribeOpen, Welcome, cbor, put_frame_head,
     },
 };
 
@@ -78,6 +79,11 @@ impl Relays {
         *self.dial.write().unwrap_or_else(PoisonError::into_inner) = dial;
     }
 
+    /// Where tasks that pass something on run.
+    pub(super) fn tasks(&self) -> &TaskTracker {
+        &self.tasks
+    }
+
     /// Opens a way to `node` for a stream.
     pub(super) fn open(
         self: &Arc<Self>,
@@ -125,21 +131,45 @@ impl Relays {
         node: NodeId,
         open: PublishOpen,
     ) -> Result<(SendStream, FrameReader), Fault> {
+        let open = PublishOpen { direct: true, ..open };
+        let kinds = (FrameType::PublishOpen, FrameType::PublishOk);
+        let (_, output, input) = self.open_stream::<PublishOk>(engine, node, kinds, &open).await?;
+        Ok((output, input))
+    }
+
+    /// Opens a subscribe stream to `node`, for partitions that it holds. The sending half must live as long as it is read.
+    pub(super) async fn subscribe(
+        &self,
+        engine: &Engine,
+        node: NodeId,
+        open: SubscribeOpen,
+    ) -> Result<(SubscribeOk, SendStream, FrameReader), Fault> {
+        let open = SubscribeOpen { direct: true, ..open };
+        self.open_stream(engine, node, (FrameType::SubscribeOpen, FrameType::SubscribeOk), &open)
+            .await
+    }
+
+    /// Opens a stream with the frame that says what it is for, and waits for the answer of the other kind.
+    async fn open_stream<T: DeserializeOwned>(
+        &self,
+        engine: &Engine,
+        node: NodeId,
+        (kind, answer): (FrameType, FrameType),
+        open: &impl Serialize,
+    ) -> Result<(T, SendStream, FrameReader), Fault> {
         let lost = |why: &dyn std::fmt::Display| {
-            electing(&format!("node {node}, which leads the partition, cannot be reached: {why}"))
+            electing(&format!("node {node}, which has the partition, cannot be reached: {why}"))
         };
         let opened = async {
             let connection = self.connection(engine, node).await.map_err(|why| lost(&why))?;
             let (mut output, input) = connection.open_bi().await.map_err(|e| lost(&e))?;
-            let open = PublishOpen { direct: true, ..open };
-            let sent = streams::send(&mut output, FrameType::PublishOpen, &open).await;
-            sent.map_err(|error| lost(&error))?;
+            streams::send(&mut output, kind, open).await.map_err(|error| lost(&error))?;
             let mut input = FrameReader::new(input);
             let frame = input.next().await.map_err(|e| lost(&e))?;
             match frame {
-                Some(frame) if frame.kind == FrameType::PublishOk => {
-                    cbor::get::<PublishOk>(&frame.body).map_err(|e| lost(&e))?;
-                    Ok((output, input))
+                Some(frame) if frame.kind == answer => {
+                    let answer = cbor::get(&frame.body).map_err(|e| lost(&e))?;
+                    Ok((answer, output, input))
                 }
                 Some(frame) if frame.kind == FrameType::Fault => {
                     let fault: Fault = cbor::get(&frame.body).map_err(|e| lost(&e))?;

@@ -12,6 +12,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     engine::{Engine, soon},
+    relay::{Relays, electing},
+    remote::Remote,
     streams::{self, StreamError},
     topics::{Partition, Topic},
 };
@@ -21,13 +23,15 @@ use crate::{
     storage::{ReadError, Store},
     types::{Offset, Position},
     wire::{
-        CaughtUp, Code, Deliver, Detail, Fault, FrameType, ReadStart, SubscribeOk, SubscribeOpen,
+        BatchHeader, CaughtUp, Code, Deliver, Detail, Fault, FrameType, ReadStart, SubscribeOk,
+        SubscribeOpen, put_frame_head,
     },
 };
 
 /// What one subscribe stream works with.
 pub(super) struct SubscribeStream<'a> {
-    pub(super) engine: &'a Engine,
+    pub(super) engine: &'a Arc<Engine>,
+    pub(super) relays: &'a Arc<Relays>,
     /// Cancelled when the client is to leave.
     pub(super) leave: &'a CancellationToken,
 }
@@ -54,8 +58,14 @@ impl SubscribeStream<'_> {
         metadata.mark_unchanged();
         let mut cursors = Vec::new();
         let mut starts = Vec::new();
-        for partition in chosen(&topic, open.partitions.as_deref())? {
-            self.check_held(&partition)?;
+        let chosen = chosen(&topic, open.partitions.as_deref())?;
+        let (held, others): (Vec<_>, Vec<_>) =
+            chosen.into_iter().partition(|partition| self.holds(partition));
+        if let Some(partition) = others.first().filter(|_| open.direct) {
+            return Err(not_held(partition).into());
+        }
+        let mut remote = Remote::open(self.engine, self.relays, &topic, &open, &others).await?;
+        for partition in held {
             let resume = open.resume.iter().find(|(index, _)| *index == partition.id.index);
             let from = resume.map_or(open.from, |(_, offset)| Position::Offset(*offset));
             let next = find_offset(&self.engine.store, &partition, from).await?;
@@ -63,15 +73,17 @@ impl SubscribeStream<'_> {
             starts.push(ReadStart { partition: partition.id.index, from: next, end });
             cursors.push(Cursor { partition, next });
         }
+        starts.append(&mut remote.starts);
+        starts.sort_unstable_by_key(|start| start.partition);
         let ok = SubscribeOk { topic_id: topic.id, partitions: starts };
         streams::send(output, FrameType::SubscribeOk, &ok).await?;
-        self.deliver(&topic, cursors, (changed, metadata), input, output).await
+        self.deliver(&topic, (cursors, remote), (changed, metadata), input, output).await
     }
 
     async fn deliver(
         &self,
         topic: &Topic,
-        mut cursors: Vec<Cursor>,
+        (mut cursors, mut remote): (Vec<Cursor>, Remote),
         (mut changed, mut metadata): (watch::Receiver<()>, watch::Receiver<u64>),
         mut input: FrameReader,
         output: &mut SendStream,
@@ -83,15 +95,20 @@ impl SubscribeStream<'_> {
             for cursor in &mut cursors {
                 progress |= self.advance(topic, cursor, output).await?;
             }
+            while let Some(frame) = remote.ready() {
+                self.pass_on(frame?, output).await?;
+                progress = true;
+            }
             if self.leave.is_cancelled() {
                 return Err(self.engine.goodbye().into());
             }
             if progress {
                 continue;
             }
-            if !caught_up {
+            if !caught_up && let Some(mut positions) = remote.caught_up() {
                 caught_up = true;
-                let positions = cursors.iter().map(|c| (c.partition.id.index, c.next)).collect();
+                positions.extend(cursors.iter().map(|c| (c.partition.id.index, c.next)));
+                positions.sort_unstable();
                 streams::send(output, FrameType::CaughtUp, &CaughtUp { positions }).await?;
             }
             tokio::select! {
@@ -99,8 +116,14 @@ impl SubscribeStream<'_> {
                 _ = changed.changed() => {}
                 // The sender lives in the group.
                 _ = metadata.changed() => {
-                    for cursor in &cursors {
-                        self.check_held(&cursor.partition)?;
+                    // Opened anew, the stream reads it elsewhere.
+                    if !cursors.iter().all(|cursor| self.holds(&cursor.partition)) {
+                        return Err(electing("this node holds a partition no more").into());
+                    }
+                }
+                brought = remote.next() => {
+                    if let Some(body) = brought? {
+                        self.pass_on(body, output).await?;
                     }
                 }
                 () = self.leave.cancelled() => return Err(self.engine.goodbye().into()),
@@ -114,19 +137,23 @@ impl SubscribeStream<'_> {
         }
     }
 
-    /// Refuses what this node does not hold, or not yet: of that it would show nothing, or what was long ago. Members of
-    /// the commit set have all that is committed.
-    fn check_held(&self, partition: &Partition) -> Result<(), Fault> {
+    /// Whether this node has all of a partition that is committed, as members of the commit set do. Of others it would
+    /// show nothing, or what was long ago.
+    fn holds(&self, partition: &Partition) -> bool {
         let core = self.engine.slot(partition.shard).lock();
-        if core.replica.config().set.contains(&self.engine.me.node) {
-            return Ok(());
+        core.replica.config().set.contains(&self.engine.me.node)
+    }
+
+    /// Sends on what another node has sent.
+    async fn pass_on(&self, body: Bytes, output: &mut SendStream) -> Result<(), StreamError> {
+        if let Ok(deliver) = Deliver::decode(body.clone())
+            && let Ok(header) = BatchHeader::decode(&deliver.batch)
+        {
+            self.engine.metrics.delivered(u64::from(header.records), deliver.batch.len());
         }
-        let index = partition.id.index;
-        let message = format!("this node holds no whole copy of partition {index}, others do");
-        let hint = "read from another node of the site: dunlin cluster status shows who holds what";
-        let mut fault = Fault::new(Code::NotPrimary, message).with_hint(hint);
-        fault.retry = soon();
-        Err(fault)
+        let mut head = BytesMut::new();
+        put_frame_head(FrameType::Deliver, body.len(), &mut head);
+        Ok(output.write_all_chunks(&mut [head.freeze(), body]).await?)
     }
 
     /// Sends one chunk of one partition, if there is one.
@@ -153,6 +180,15 @@ impl SubscribeStream<'_> {
         cursor.next = next;
         Ok(true)
     }
+}
+
+/// The refusal of a partition that this node does not hold.
+pub(super) fn not_held(partition: &Partition) -> Fault {
+    let index = partition.id.index;
+    let message = format!("this node holds no whole copy of partition {index}, others do");
+    let hint = "read from another node of the site: dunlin cluster status shows who holds what";
+    let fault = Fault::new(Code::NotPrimary, message).with_hint(hint);
+    Fault { retry: soon(), ..fault }
 }
 
 /// Ends when the client ends its side: it wants no more.

@@ -361,6 +361,9 @@ pub struct SubscribeOpen {
     /// Where to start in single partitions instead: (partition, offset).
     #[serde(default)]
     pub resume: Vec<(u32, Offset)>,
+    /// Refuse what this node holds no whole copy of, rather than read it from another node.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub direct: bool,
 }
 
 /// The node's answer to [`SubscribeOpen`].

@@ -4,7 +4,7 @@ use std::{fs, os::unix::fs::PermissionsExt as _, path::Path, sync::Arc, time::Du
 
 use dunlin::{
     cli::own_site::OwnSite,
-    client::{Client, NodeRole, Position, Record, TopicName, TopicRequest},
+    client::{Client, Event, NodeRole, Position, Record, TopicName, TopicRequest},
     types::NodeId,
     wire::{ClusterNode, ClusterStatus},
 };
@@ -207,6 +207,42 @@ async fn a_witness_holds_nothing_and_lets_one_of_two_take_over() {
     publish(&client_of(&site, 1).await, &topic, 100, 100).await;
     once_each(read(&site, 1, &topic, 200).await, 200);
     once_each(read(&site, witness, &topic, 200).await, 200);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn where_no_node_holds_all_each_shows_all() {
+    let settings = SETTINGS.replace("shards = 3", "shards = 4");
+    let mut site = OwnSite::of(program(), &settings, 4).await.unwrap();
+    let topic = topic(&site).await;
+    let three_of_four = |status: &ClusterStatus| {
+        let held = |id| status.shards.iter().filter(|shard| shard.set.contains(&id)).count();
+        status.shards.len() == 4 && status.nodes.iter().all(|node| held(node.id) == 3)
+    };
+    site.until(0, "each with three shards of four", three_of_four).await.unwrap();
+    publish(&client_of(&site, 0).await, &topic, 0, 200).await;
+    for place in 0..4 {
+        once_each(read(&site, place, &topic, 200).await, 200);
+    }
+    // A reader that stays: what comes later reaches it, and the loss of a node that it is served from.
+    let client = client_of(&site, 0).await;
+    let mut reader = client.subscribe(&topic).from(Position::Earliest).open().await.unwrap();
+    let mut numbers = Vec::new();
+    for upto in [200, 300, 400] {
+        if upto == 400 {
+            site.in_step().await.unwrap();
+            site.node_mut(3).kill().await.unwrap();
+        }
+        if upto > 200 {
+            publish(&client_of(&site, 1).await, &topic, upto - 100, 100).await;
+        }
+        while numbers.len() < upto as usize {
+            let event = timeout(DEADLINE, reader.next_event()).await.unwrap().unwrap().unwrap();
+            if let Event::Record(record) = event {
+                numbers.push(text(&record).parse().unwrap());
+            }
+        }
+    }
+    once_each(numbers, 400);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

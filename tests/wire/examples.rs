@@ -296,6 +296,7 @@ fn reading(all: &mut Examples) {
         partitions: None,
         from: Position::Earliest,
         resume: vec![(0, Offset(42))],
+        direct: false,
     };
     all.control("subscribe-open", FrameType::SubscribeOpen, &open);
     let start = ReadStart { partition: 0, from: Offset(42), end: Offset(43) };

@@ -406,8 +406,9 @@ proptest! {
         partitions in option::of(vec(any::<u32>(), 0..4)),
         from in position(),
         resume in vec((any::<u32>(), offset()), 0..4),
+        direct in any::<bool>(),
     ) {
-        check(&SubscribeOpen { topic, partitions, from, resume })?;
+        check(&SubscribeOpen { topic, partitions, from, resume, direct })?;
     }
 
     #[test]
@@ -521,6 +522,7 @@ fn what_is_left_out_has_its_default() {
         partitions: None,
         from: Position::Latest,
         resume: vec![],
+        direct: false,
     };
     reads(&map(&[("topic", topic.clone())]), &open);
     let create = map(&[("name", topic), ("settings", map(&[]))]);

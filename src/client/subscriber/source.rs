@@ -150,6 +150,7 @@ impl Source {
             partitions: self.partitions.clone(),
             from: self.from,
             resume: cursor.positions(),
+            direct: false,
         };
         let opened = async {
             let (mut send, recv) = session.connection.open_bi().await?;
