@@ -5,6 +5,7 @@
 mod acks;
 mod clock;
 mod connection;
+mod damage;
 mod doors;
 mod drain;
 mod engine;
@@ -24,6 +25,7 @@ mod publish;
 mod recovery;
 mod relay;
 mod request;
+mod scrub;
 mod sink;
 mod site_admin;
 mod slot;
@@ -587,6 +589,8 @@ impl Ahead {
         self.run(heartbeats::run(Arc::clone(&shared), heard));
         self.run(proposals::run(Arc::clone(&engine), asked.proposals));
         self.run(install::run(Arc::clone(&engine), asked.installs));
+        self.run(damage::run(Arc::clone(&shared), asked.suspects));
+        self.run(scrub::run(Arc::clone(&shared)));
         self.run(members::run(Arc::clone(&shared)));
         self.run(members::watch_removal(Arc::clone(&shared), self.links.removed()));
         self.run(drain::run(Arc::clone(&shared)));

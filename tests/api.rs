@@ -3,6 +3,7 @@
 mod bad_input;
 mod cluster;
 mod command_line;
+mod damage;
 mod errors;
 mod expired;
 mod failures;

@@ -8,8 +8,8 @@ use super::{
 };
 use crate::{
     replication::{
-        self, Backup, Boots, CannotHandOver, Envelope, LocalLog, LogEnd, LogView, Primary,
-        ShardConfig, Stored, mutant,
+        self, Backup, Boots, CannotHandOver, Envelope, LocalLog, LogEnd, LogView, Primary, Repair,
+        ShardConfig, Stored, may_drop, mutant, repair,
     },
     types::{Boot, Epoch, Lsn, NodeId, ShardId, Timestamp},
     wire::{Entry, entry::BadEntry},
@@ -28,6 +28,8 @@ pub struct Replica<W> {
     /// Elected for this epoch; the disk has not done all that came before.
     elected: Option<Epoch>,
     asked: Vec<replication::Effect<Entry>>,
+    /// Its disk has damaged the log: another copy must take its place.
+    damaged: bool,
 }
 
 #[derive(Debug)]
@@ -50,6 +52,7 @@ impl<W> Replica<W> {
             role: Role::Backup(Box::new(Backup::new(LocalLog::new(stored)))),
             elected: None,
             asked: Vec::new(),
+            damaged: false,
         }
     }
 
@@ -99,6 +102,10 @@ impl<W> Replica<W> {
         if !self.is_for_me(&envelope) {
             return;
         }
+        if self.damaged && envelope.epoch > self.config.epoch {
+            // Nothing is said in an epoch before it is known whether others rely on this copy in it.
+            return;
+        }
         if let Role::Primary(shard) = &mut self.role {
             let epoch = shard.primary().epoch();
             if envelope.epoch <= epoch {
@@ -116,6 +123,14 @@ impl<W> Replica<W> {
             self.resign(out);
         }
         if let Role::Backup(backup) = &mut self.role {
+            let (primary, promised) = ((envelope.from, envelope.epoch), backup.log().promised());
+            if self.damaged
+                && envelope.body.is_of_primary()
+                && may_drop(self.me, &self.config, promised, primary)
+            {
+                self.damaged = false;
+                backup.drop_log(&mut self.asked);
+            }
             backup.message(envelope, view, &mut self.asked);
             self.flush(out);
         }
@@ -261,6 +276,18 @@ impl<W> Replica<W> {
         if let Role::Backup(backup) = &mut self.role {
             backup.set_disk_full(full);
         }
+    }
+
+    /// The disk has damaged the log. The replica goes on with it until others do not rely on it any more, and another whole
+    /// copy is known to live: see [`Self::repair`].
+    pub fn set_damaged(&mut self) {
+        self.damaged = self.log().is_some_and(|log| !log.is_installing());
+    }
+
+    /// What is to be done about a damaged log; none if it is not, or not any more: then it is installed anew.
+    pub fn repair(&self, lives: impl Fn(NodeId) -> bool) -> Option<Repair> {
+        let log = self.log().filter(|_| self.damaged)?;
+        Some(repair(self.me, &self.config, log.promised(), lives))
     }
 
     /// The shard, while it is led here.

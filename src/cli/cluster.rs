@@ -34,6 +34,12 @@ enum ClusterCommand {
         /// Its name or number
         node: String,
     },
+    /// Look through what nodes hold for damage now, not only every few days
+    Scrub {
+        /// Name or number of one node; without it, all nodes
+        #[arg(long)]
+        node: Option<String>,
+    },
     /// Let a node that was drained hold shards again
     Undrain {
         /// Its name or number
@@ -57,6 +63,17 @@ impl ClusterCommand {
         let status = client.cluster().status().await?;
         let (node, verb) = match self {
             Self::Status => return global.output().show(&status, in_words),
+            Self::Scrub { node } => {
+                let node = node.map(|node| find(&status, &node)).transpose()?;
+                client.cluster().scrub(node.map(|node| node.id)).await?;
+                let done = serde_json::json!({ "scrubbing": node.map(|n| n.name.as_str()) });
+                return global.output().show(&done, |_| {
+                    let who = node.map_or("each node", |node| node.name.as_str());
+                    format!(
+                        "{who} reads all that it holds; what is damaged shows in dunlin cluster status\n"
+                    )
+                });
+            }
             Self::Remove { node } => {
                 let node = find(&status, &node)?;
                 client.cluster().remove_node(node.id).await?;
@@ -177,6 +194,9 @@ fn state(status: &ClusterStatus, node: &ClusterNode) -> String {
     if node.draining {
         words.push("draining".into());
     }
+    if node.damaged {
+        words.push("DAMAGED".into());
+    }
     words.join(", ")
 }
 
@@ -228,6 +248,7 @@ mod tests {
             started: id != 12,
             votes: true,
             liveness: up.map(|up| Liveness { up, since_ms: 61_500, clients: None }),
+            damaged: id == 9,
         }
     }
 
@@ -263,7 +284,7 @@ mod tests {
         for part in [
             "site plant, as node edge-1 sees it",
             "up 1m 1s, leads metadata",
-            "down 1m 1s, draining",
+            "down 1m 1s, draining, DAMAGED",
             "never started",
             "edge-2 by 12 entries: it catches up",
             "Invites that can still be used: 1",

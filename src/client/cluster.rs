@@ -85,6 +85,14 @@ impl<'a> Cluster<'a> {
         self.done(&Request::RemoveNode { node }).await
     }
 
+    /// Has one node, or all, look through what it holds for damage now.
+    ///
+    /// # Errors
+    /// [`RequestError`]; `Invalid` if there is no such node.
+    pub async fn scrub(&self, node: Option<NodeId>) -> Result<(), RequestError> {
+        self.done(&Request::Scrub { node }).await
+    }
+
     async fn done(&self, request: &Request) -> Result<(), RequestError> {
         match self.link.request(request).await? {
             Answer::Done => Ok(()),

@@ -54,6 +54,12 @@ impl<E: LogEntry> Backup<E> {
         self.diverged
     }
 
+    /// Drops the log, durably marked as half installed: a primary that asks is told that nothing is here.
+    pub fn drop_log(&mut self, out: &mut Vec<Effect<E>>) {
+        (self.aligned, self.install, self.diverged) = (None, None, false);
+        self.log.install_begin(LogEnd::default(), out);
+    }
+
     /// Records are refused while the disk is full.
     pub fn set_disk_full(&mut self, full: bool) {
         self.disk_full = full;

@@ -17,6 +17,7 @@ use tokio::sync::{mpsc, watch};
 use super::{
     acks::AckHandle,
     clock::Clock,
+    damage::{DamageTable, Suspect},
     metrics::Metrics,
     recovery,
     slot::{Core, LocalView, Slot},
@@ -46,6 +47,7 @@ pub(super) struct Engine {
     pub(super) clock: Clock,
     pub(super) metrics: Metrics,
     pub(super) slots: Vec<Slot>,
+    pub(super) damage: DamageTable,
     /// The ways to the other nodes; none before they are opened.
     pub(super) links: OnceLock<Links>,
     tail: Mutex<TailCache>,
@@ -84,6 +86,7 @@ pub(super) enum InstallWork {
 pub(super) struct Asked {
     pub(super) proposals: mpsc::Receiver<ShardCommand>,
     pub(super) installs: mpsc::Receiver<InstallWork>,
+    pub(super) suspects: mpsc::Receiver<Suspect>,
 }
 
 /// Batches that were appended a moment ago, oldest first, of all partitions that somebody reads.
@@ -144,6 +147,7 @@ impl Engine {
         }
         let (proposals, asked_proposals) = mpsc::channel(PROPOSALS_WAITING_MAX);
         let (installs, asked_installs) = mpsc::channel(PROPOSALS_WAITING_MAX);
+        let (damage, suspects) = DamageTable::new();
         let engine = Arc::new(Self {
             me,
             store,
@@ -153,6 +157,7 @@ impl Engine {
             clock,
             metrics,
             slots,
+            damage,
             links: OnceLock::new(),
             tail: Mutex::default(),
             dropped: Mutex::default(),
@@ -165,7 +170,7 @@ impl Engine {
             failed: watch::Sender::new(None),
             ready: watch::Sender::new(false),
         });
-        let asked = Asked { proposals: asked_proposals, installs: asked_installs };
+        let asked = Asked { proposals: asked_proposals, installs: asked_installs, suspects };
         Ok((engine, asked))
     }
 
@@ -583,6 +588,7 @@ impl Engine {
             }
         }
         tracing::info!(shard = %slot.id, %base, "install is whole");
+        self.repaired(slot.id);
     }
 
     fn tell(&self, slot: &Slot, effect: Effect<AckHandle>) {

@@ -28,6 +28,7 @@ struct Heard {
     since: Duration,
     last: Duration,
     clients: u32,
+    damaged: bool,
     ends: BTreeMap<ShardId, Lsn>,
 }
 
@@ -48,13 +49,18 @@ impl LivenessTable {
         let same = before.filter(|before| before.boot == beat.from && before.is_up(now));
         let ends = beat.digests.iter().map(|digest| (digest.shard, digest.end.lsn)).collect();
         let since = same.map_or(now, |same| same.since);
-        let (boot, clients) = (beat.from, beat.connections);
-        heard.insert(boot.node, Heard { boot, since, last: now, clients, ends });
+        let (boot, clients, damaged) = (beat.from, beat.connections, beat.damaged);
+        heard.insert(boot.node, Heard { boot, since, last: now, clients, damaged, ends });
     }
 
     /// Forgets nodes that the site has no more.
     pub(super) fn retain(&self, has: impl Fn(NodeId) -> bool) {
         self.heard().retain(|node, _| has(*node));
+    }
+
+    /// Whether a node has said that a copy of a shard is damaged there.
+    pub(super) fn is_damaged(&self, node: NodeId) -> bool {
+        self.heard().get(&node).is_some_and(|heard| heard.damaged)
     }
 
     /// Whether a node lives. One that was never heard is down for as long as this one listens, once it had its time.

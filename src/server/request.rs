@@ -65,9 +65,10 @@ fn decide(shared: &Shared, who: &str, request: Request) -> Result<Answer, Fault>
         Request::FindOffset { .. } => Err(Fault::new(Code::Internal, "answered elsewhere")),
         Request::NodeStatus => Ok(Answer::Node(node_status(shared))),
         Request::ClusterStatus => Ok(Answer::Cluster(site_admin::status(shared))),
-        Request::Invite { .. } | Request::SetNode { .. } | Request::RemoveNode { .. } => {
-            change_nodes(shared, who, request)
-        }
+        Request::Invite { .. }
+        | Request::SetNode { .. }
+        | Request::RemoveNode { .. }
+        | Request::Scrub { .. } => change_nodes(shared, who, request),
     }
 }
 
@@ -85,6 +86,7 @@ fn change_nodes(shared: &Shared, who: &str, request: Request) -> Result<Answer, 
         Request::SetNode { node, weight, draining } => {
             site_admin::set_node(shared, who, node, weight, draining)
         }
+        Request::Scrub { node } => site_admin::scrub(shared, who, node),
         Request::RemoveNode { node } => site_admin::remove_node(shared, who, node),
         _ => Err(Fault::new(Code::Internal, "answered elsewhere")),
     }

@@ -65,6 +65,9 @@ pub struct ClusterNode {
     /// Whether it lives, as far as the node that answers can tell.
     #[serde(default)]
     pub liveness: Option<Liveness>,
+    /// A copy of a shard is damaged there, and not made anew yet.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub damaged: bool,
 }
 
 /// Whether a node lives, as another one sees it.

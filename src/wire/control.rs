@@ -164,6 +164,12 @@ pub enum Request {
         #[serde(default)]
         draining: Option<bool>,
     },
+    /// Look through what a node holds for damage, now.
+    Scrub {
+        /// Its number; none for all nodes.
+        #[serde(default)]
+        node: Option<NodeId>,
+    },
     /// Take a node that holds nothing out of the site, for ever.
     RemoveNode {
         /// Its number.

@@ -174,6 +174,7 @@ fn site(all: &mut Examples) {
         started: true,
         votes: true,
         liveness: Some(Liveness { up: true, since_ms: 60_000, clients: Some(3) }),
+        damaged: false,
     };
     let shard = ClusterShard {
         shard: 0,
@@ -197,6 +198,7 @@ fn site(all: &mut Examples) {
     all.control("cluster", FrameType::Answer, &Answer::Cluster(status));
     let set = Request::SetNode { node: NodeId(9), weight: None, draining: Some(true) };
     all.control("set-node", FrameType::Request, &set);
+    all.control("scrub", FrameType::Request, &Request::Scrub { node: Some(NodeId(9)) });
     all.control("remove-node", FrameType::Request, &Request::RemoveNode { node: NodeId(9) });
 }
 
@@ -378,6 +380,7 @@ fn between_nodes(all: &mut Examples) {
         connections: 3,
         load: 4,
         draining: true,
+        damaged: false,
     };
     let datagrams = beat.encode();
     assert_eq!(Heartbeat::decode(&datagrams[0]), Ok(beat));

@@ -163,6 +163,7 @@ fn request() -> impl Strategy<Value = Request> {
         (any::<u64>(), option::of(any::<u32>()), option::of(any::<bool>())).prop_map(
             |(node, weight, draining)| Request::SetNode { node: NodeId(node), weight, draining }
         ),
+        option::of(any::<u64>()).prop_map(|node| Request::Scrub { node: node.map(NodeId) }),
         any::<u64>().prop_map(|node| Request::RemoveNode { node: NodeId(node) }),
     ]
 }
@@ -190,19 +191,22 @@ fn invited() -> impl Strategy<Value = Invited> {
 fn cluster_node() -> impl Strategy<Value = ClusterNode> {
     let liveness = (any::<bool>(), any::<u64>(), option::of(any::<u32>()))
         .prop_map(|(up, since_ms, clients)| Liveness { up, since_ms, clients });
-    let flags = (any::<bool>(), any::<bool>(), any::<bool>());
+    let flags = (any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>());
     (node(), role(), text(), any::<u32>(), flags, option::of(liveness)).prop_map(
-        |(node, role, software, weight, (draining, started, votes), liveness)| ClusterNode {
-            id: node.id,
-            name: node.name,
-            role,
-            addresses: node.addresses,
-            software,
-            weight,
-            draining,
-            started,
-            votes,
-            liveness,
+        |(node, role, software, weight, (draining, started, votes, damaged), liveness)| {
+            ClusterNode {
+                id: node.id,
+                name: node.name,
+                role,
+                addresses: node.addresses,
+                software,
+                weight,
+                draining,
+                started,
+                votes,
+                liveness,
+                damaged,
+            }
         },
     )
 }
