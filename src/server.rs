@@ -22,6 +22,7 @@ mod metrics;
 mod peers;
 mod proposals;
 mod publish;
+mod recover;
 mod recovery;
 mod relay;
 mod request;

@@ -10,6 +10,7 @@ mod failures;
 mod flow;
 mod join;
 mod node;
+mod recover;
 mod round_trip;
 
 use std::path::Path;

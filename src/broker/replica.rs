@@ -102,8 +102,10 @@ impl<W> Replica<W> {
         if !self.is_for_me(&envelope) {
             return;
         }
-        if self.damaged && envelope.epoch > self.config.epoch {
-            // Nothing is said in an epoch before it is known whether others rely on this copy in it.
+        let contradicted = matches!(&self.role, Role::Backup(backup) if backup.is_diverged());
+        if (self.damaged || contradicted) && envelope.epoch > self.config.epoch {
+            // Nothing is said in an epoch before it is known whether others rely on this copy in it, and whether its lineage
+            // is over.
             return;
         }
         if let Role::Primary(shard) = &mut self.role {
@@ -130,6 +132,10 @@ impl<W> Replica<W> {
             {
                 self.damaged = false;
                 backup.drop_log(&mut self.asked);
+            }
+            if envelope.body.is_of_primary() && is_over(&self.config, self.me, backup, primary) {
+                self.damaged = false;
+                backup.forget_log(&mut self.asked);
             }
             backup.message(envelope, view, &mut self.asked);
             self.flush(out);
@@ -337,6 +343,9 @@ impl<W> Replica<W> {
         let resumes = mutant!(ResumeEpoch)
             && self.config.primary.is_some_and(|p| p.node == self.me.node)
             && epoch == backup.log().promised();
+        if mine && epoch > backup.log().promised() && self.config.lineage_start == epoch {
+            backup.begin_lineage(&mut self.asked);
+        }
         let fit = !backup.log().is_installing() || mutant!(InstallingElectable);
         if resumes || (mine && epoch > backup.log().promised() && fit && !backup.is_diverged()) {
             if !resumes {
@@ -372,4 +381,16 @@ impl<W> Replica<W> {
     fn flush(&mut self, out: &mut Vec<Effect<W>>) {
         out.extend(self.asked.drain(..).map(Effect::from));
     }
+}
+
+/// Whether this log is of a lineage that an operator has ended, and the primary of a later one speaks.
+fn is_over(
+    config: &ShardConfig,
+    me: Boot,
+    backup: &Backup<Entry>,
+    (from, epoch): (Boot, Epoch),
+) -> bool {
+    let leads = config.epoch == epoch && config.primary == Some(from) && from != me;
+    let required = config.required().any(|node| node == me.node);
+    leads && !required && backup.is_of_older_lineage(config.lineage_start, epoch)
 }

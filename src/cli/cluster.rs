@@ -2,7 +2,9 @@
 
 use clap::Subcommand;
 
-use super::{Global, exit::Failure, output::Table, remote::block_on, units::print_ms};
+use super::{
+    Global, exit::Failure, output::Table, recover::Recover, remote::block_on, units::print_ms,
+};
 use crate::{
     client::Client,
     types::NodeId,
@@ -40,6 +42,8 @@ enum ClusterCommand {
         #[arg(long)]
         node: Option<String>,
     },
+    /// Go on without data that is lost for good: what shards cannot go on by themselves, and what is left of them
+    Recover(Recover),
     /// Let a node that was drained hold shards again
     Undrain {
         /// Its name or number
@@ -63,6 +67,7 @@ impl ClusterCommand {
         let status = client.cluster().status().await?;
         let (node, verb) = match self {
             Self::Status => return global.output().show(&status, in_words),
+            Self::Recover(recover) => return recover.run(&status, client, global).await,
             Self::Scrub { node } => {
                 let node = node.map(|node| find(&status, &node)).transpose()?;
                 client.cluster().scrub(node.map(|node| node.id)).await?;
@@ -215,16 +220,16 @@ fn behind(status: &ClusterStatus, shard: &ClusterShard) -> String {
     words.join("; ")
 }
 
-fn name(status: &ClusterStatus, id: NodeId) -> String {
+pub(super) fn name(status: &ClusterStatus, id: NodeId) -> String {
     let node = status.nodes.iter().find(|node| node.id == id);
     node.map_or_else(|| id.to_string(), |node| node.name.clone())
 }
 
-fn names(status: &ClusterStatus, ids: &[NodeId]) -> String {
+pub(super) fn names(status: &ClusterStatus, ids: &[NodeId]) -> String {
     ids.iter().map(|id| name(status, *id)).collect::<Vec<_>>().join(" ")
 }
 
-fn or_dash(text: String) -> String {
+pub(super) fn or_dash(text: String) -> String {
     if text.is_empty() { "-".to_owned() } else { text }
 }
 

@@ -433,6 +433,10 @@ impl Engine {
             Asked::Recover(epoch) => {
                 let (wall, now) = (self.clock.wall(), self.clock.uptime());
                 let mut out = Vec::new();
+                // A lineage that begins with nothing.
+                if core.installing.is_some() {
+                    self.take_up(slot, core, Lsn(0));
+                }
                 let recovered = core
                     .applied
                     .recovery()
@@ -510,7 +514,7 @@ impl Engine {
                 }
                 core.recent.truncate(*end);
             }
-            LogChange::InstallBegin(_) => {
+            LogChange::InstallBegin(_) | LogChange::Forget => {
                 core.recent.clear();
                 for partition in slot.partitions().values() {
                     partition.forget_from(Offset(0));
@@ -663,6 +667,7 @@ fn stored_change(change: LogChange<Entry>) -> Change {
         LogChange::Promise(epoch) => Change::Promise(epoch),
         LogChange::Truncate(end) => Change::Truncate(end),
         LogChange::InstallBegin(base) => Change::InstallBegin { base: point(base) },
+        LogChange::Forget => Change::Forget,
         LogChange::InstallChunk(chunk) => Change::InstallChunk {
             entries: chunk.entries,
             state: chunk
