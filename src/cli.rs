@@ -22,6 +22,7 @@ mod join;
 mod logging;
 mod node;
 mod pub_;
+mod recover;
 mod remote;
 mod serve;
 mod sub;

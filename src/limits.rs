@@ -199,6 +199,25 @@ pub const RELAY_IDLE_TIMEOUT: Duration = Duration::from_secs(3);
 /// How soon a client may send again a batch for a partition that nobody leads right now.
 pub const RELAY_RETRY: Duration = Duration::from_millis(20);
 
+/// How often it is looked what can be done about a damaged copy.
+pub const DAMAGE_LOOK: Duration = Duration::from_millis(200);
+/// How often the same step of a repair is tried again: a hand-over that fails holds up publishes for [`HAND_OVER_MAX`].
+pub const DAMAGE_RETRY: Duration = Duration::from_secs(2);
+/// Signs of damage that may wait to be looked at. When it is full they are dropped: damage shows itself again.
+pub const SUSPECTS_WAITING_MAX: usize = 64;
+/// Bytes that are read at a time to look for damage: some rows of the log.
+pub const SCRUB_STEP_BYTES: usize = 256 * 1024;
+/// Pause between two of these reads: 1 MiB/s at most, what a memory card spares.
+pub const SCRUB_PAUSE: Duration = Duration::from_millis(250);
+/// The same when an operator waits: 50 MiB/s at most.
+pub const SCRUB_PAUSE_ASKED: Duration = Duration::from_millis(5);
+/// A node that has started has other things to do first.
+pub const SCRUB_FIRST_AFTER: Duration = Duration::from_secs(10 * 60);
+/// How often all of the log is read: bits rot over months.
+pub const SCRUB_PERIOD: Duration = Duration::from_secs(3 * 24 * 60 * 60);
+/// Least rest between two such passes.
+pub const SCRUB_REST: Duration = Duration::from_secs(60 * 60);
+
 // ---- connections ----
 
 /// Default UDP port.

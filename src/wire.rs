@@ -19,7 +19,10 @@ mod varint;
 
 pub use batch::{BadBatch, Batch, BatchBuilder, BatchHeader, Pushed, stamp};
 pub use close::CloseCode;
-pub use cluster::{ClusterNode, ClusterShard, ClusterStatus, Invited, Lag, Liveness};
+pub use cluster::{
+    ClusterNode, ClusterShard, ClusterStatus, Invited, Lag, Liveness, RecoveryPlan, StuckShard,
+    Survivor,
+};
 pub use compression::{BadCompression, Compression};
 pub use control::{
     Ack, Answer, CaughtUp, Change, Deliver, GoAway, Hello, Nack, NodeInfo, NodeStatus,

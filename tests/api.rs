@@ -3,12 +3,14 @@
 mod bad_input;
 mod cluster;
 mod command_line;
+mod damage;
 mod errors;
 mod expired;
 mod failures;
 mod flow;
 mod join;
 mod node;
+mod recover;
 mod round_trip;
 
 use std::path::Path;

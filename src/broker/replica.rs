@@ -8,8 +8,8 @@ use super::{
 };
 use crate::{
     replication::{
-        self, Backup, Boots, CannotHandOver, Envelope, LocalLog, LogEnd, LogView, Primary,
-        ShardConfig, Stored, mutant,
+        self, Backup, Boots, CannotHandOver, Envelope, LocalLog, LogEnd, LogView, Primary, Repair,
+        ShardConfig, Stored, may_drop, mutant, repair,
     },
     types::{Boot, Epoch, Lsn, NodeId, ShardId, Timestamp},
     wire::{Entry, entry::BadEntry},
@@ -28,6 +28,8 @@ pub struct Replica<W> {
     /// Elected for this epoch; the disk has not done all that came before.
     elected: Option<Epoch>,
     asked: Vec<replication::Effect<Entry>>,
+    /// Its disk has damaged the log: another copy must take its place.
+    damaged: bool,
 }
 
 #[derive(Debug)]
@@ -50,6 +52,7 @@ impl<W> Replica<W> {
             role: Role::Backup(Box::new(Backup::new(LocalLog::new(stored)))),
             elected: None,
             asked: Vec::new(),
+            damaged: false,
         }
     }
 
@@ -99,6 +102,12 @@ impl<W> Replica<W> {
         if !self.is_for_me(&envelope) {
             return;
         }
+        let contradicted = matches!(&self.role, Role::Backup(backup) if backup.is_diverged());
+        if (self.damaged || contradicted) && envelope.epoch > self.config.epoch {
+            // Nothing is said in an epoch before it is known whether others rely on this copy in it, and whether its lineage
+            // is over.
+            return;
+        }
         if let Role::Primary(shard) = &mut self.role {
             let epoch = shard.primary().epoch();
             if envelope.epoch <= epoch {
@@ -116,6 +125,18 @@ impl<W> Replica<W> {
             self.resign(out);
         }
         if let Role::Backup(backup) = &mut self.role {
+            let (primary, promised) = ((envelope.from, envelope.epoch), backup.log().promised());
+            if self.damaged
+                && envelope.body.is_of_primary()
+                && may_drop(self.me, &self.config, promised, primary)
+            {
+                self.damaged = false;
+                backup.drop_log(&mut self.asked);
+            }
+            if envelope.body.is_of_primary() && is_over(&self.config, self.me, backup, primary) {
+                self.damaged = false;
+                backup.forget_log(&mut self.asked);
+            }
             backup.message(envelope, view, &mut self.asked);
             self.flush(out);
         }
@@ -263,6 +284,18 @@ impl<W> Replica<W> {
         }
     }
 
+    /// The disk has damaged the log. The replica goes on with it until others do not rely on it any more, and another whole
+    /// copy is known to live: see [`Self::repair`].
+    pub fn set_damaged(&mut self) {
+        self.damaged = self.log().is_some_and(|log| !log.is_installing());
+    }
+
+    /// What is to be done about a damaged log; none if it is not, or not any more: then it is installed anew.
+    pub fn repair(&self, lives: impl Fn(NodeId) -> bool) -> Option<Repair> {
+        let log = self.log().filter(|_| self.damaged)?;
+        Some(repair(self.me, &self.config, log.promised(), lives))
+    }
+
     /// The shard, while it is led here.
     #[must_use]
     pub fn shard(&self) -> Option<&Shard<W>> {
@@ -310,6 +343,9 @@ impl<W> Replica<W> {
         let resumes = mutant!(ResumeEpoch)
             && self.config.primary.is_some_and(|p| p.node == self.me.node)
             && epoch == backup.log().promised();
+        if mine && epoch > backup.log().promised() && self.config.lineage_start == epoch {
+            backup.begin_lineage(&mut self.asked);
+        }
         let fit = !backup.log().is_installing() || mutant!(InstallingElectable);
         if resumes || (mine && epoch > backup.log().promised() && fit && !backup.is_diverged()) {
             if !resumes {
@@ -345,4 +381,16 @@ impl<W> Replica<W> {
     fn flush(&mut self, out: &mut Vec<Effect<W>>) {
         out.extend(self.asked.drain(..).map(Effect::from));
     }
+}
+
+/// Whether this log is of a lineage that an operator has ended, and the primary of a later one speaks.
+fn is_over(
+    config: &ShardConfig,
+    me: Boot,
+    backup: &Backup<Entry>,
+    (from, epoch): (Boot, Epoch),
+) -> bool {
+    let leads = config.epoch == epoch && config.primary == Some(from) && from != me;
+    let required = config.required().any(|node| node == me.node);
+    leads && !required && backup.is_of_older_lineage(config.lineage_start, epoch)
 }

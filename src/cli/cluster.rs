@@ -2,7 +2,9 @@
 
 use clap::Subcommand;
 
-use super::{Global, exit::Failure, output::Table, remote::block_on, units::print_ms};
+use super::{
+    Global, exit::Failure, output::Table, recover::Recover, remote::block_on, units::print_ms,
+};
 use crate::{
     client::Client,
     types::NodeId,
@@ -34,6 +36,14 @@ enum ClusterCommand {
         /// Its name or number
         node: String,
     },
+    /// Look through what nodes hold for damage now, not only every few days
+    Scrub {
+        /// Name or number of one node; without it, all nodes
+        #[arg(long)]
+        node: Option<String>,
+    },
+    /// Go on without data that is lost for good: what shards cannot go on by themselves, and what is left of them
+    Recover(Recover),
     /// Let a node that was drained hold shards again
     Undrain {
         /// Its name or number
@@ -57,6 +67,18 @@ impl ClusterCommand {
         let status = client.cluster().status().await?;
         let (node, verb) = match self {
             Self::Status => return global.output().show(&status, in_words),
+            Self::Recover(recover) => return recover.run(&status, client, global).await,
+            Self::Scrub { node } => {
+                let node = node.map(|node| find(&status, &node)).transpose()?;
+                client.cluster().scrub(node.map(|node| node.id)).await?;
+                let done = serde_json::json!({ "scrubbing": node.map(|n| n.name.as_str()) });
+                return global.output().show(&done, |_| {
+                    let who = node.map_or("each node", |node| node.name.as_str());
+                    format!(
+                        "{who} reads all that it holds; what is damaged shows in dunlin cluster status\n"
+                    )
+                });
+            }
             Self::Remove { node } => {
                 let node = find(&status, &node)?;
                 client.cluster().remove_node(node.id).await?;
@@ -177,6 +199,9 @@ fn state(status: &ClusterStatus, node: &ClusterNode) -> String {
     if node.draining {
         words.push("draining".into());
     }
+    if node.damaged {
+        words.push("DAMAGED".into());
+    }
     words.join(", ")
 }
 
@@ -195,16 +220,16 @@ fn behind(status: &ClusterStatus, shard: &ClusterShard) -> String {
     words.join("; ")
 }
 
-fn name(status: &ClusterStatus, id: NodeId) -> String {
+pub(super) fn name(status: &ClusterStatus, id: NodeId) -> String {
     let node = status.nodes.iter().find(|node| node.id == id);
     node.map_or_else(|| id.to_string(), |node| node.name.clone())
 }
 
-fn names(status: &ClusterStatus, ids: &[NodeId]) -> String {
+pub(super) fn names(status: &ClusterStatus, ids: &[NodeId]) -> String {
     ids.iter().map(|id| name(status, *id)).collect::<Vec<_>>().join(" ")
 }
 
-fn or_dash(text: String) -> String {
+pub(super) fn or_dash(text: String) -> String {
     if text.is_empty() { "-".to_owned() } else { text }
 }
 
@@ -228,6 +253,7 @@ mod tests {
             started: id != 12,
             votes: true,
             liveness: up.map(|up| Liveness { up, since_ms: 61_500, clients: None }),
+            damaged: id == 9,
         }
     }
 
@@ -263,7 +289,7 @@ mod tests {
         for part in [
             "site plant, as node edge-1 sees it",
             "up 1m 1s, leads metadata",
-            "down 1m 1s, draining",
+            "down 1m 1s, draining, DAMAGED",
             "never started",
             "edge-2 by 12 entries: it catches up",
             "Invites that can still be used: 1",

@@ -6,7 +6,7 @@ use super::{error::RequestError, link::Link, topics::out_of_place};
 use crate::{
     net::Address,
     types::{NodeId, NodeRole},
-    wire::{Answer, ClusterStatus, Invited, Request},
+    wire::{Answer, ClusterStatus, Invited, RecoveryPlan, Request},
 };
 
 /// Administers the nodes of a site.
@@ -83,6 +83,38 @@ impl<'a> Cluster<'a> {
     /// [`RequestError`]; `Invalid` if it still holds something, or there is no such node.
     pub async fn remove_node(&self, node: NodeId) -> Result<(), RequestError> {
         self.done(&Request::RemoveNode { node }).await
+    }
+
+    /// The shards that cannot go on by themselves, and what is left of them.
+    ///
+    /// # Errors
+    /// [`RequestError`].
+    pub async fn recovery_plan(&self) -> Result<RecoveryPlan, RequestError> {
+        match self.link.request(&Request::RecoveryPlan).await? {
+            Answer::RecoveryPlan(plan) => Ok(plan),
+            other => Err(out_of_place(&other)),
+        }
+    }
+
+    /// Lets a shard of the plan go on with what one node has of it. What others had more is lost for ever.
+    ///
+    /// # Errors
+    /// [`RequestError`]; `Invalid` if the shard can go on by itself, or is not as in the plan any more.
+    pub async fn recover(
+        &self,
+        shard: u16,
+        version: u64,
+        node: NodeId,
+    ) -> Result<(), RequestError> {
+        self.done(&Request::Recover { shard, version, node }).await
+    }
+
+    /// Has one node, or all, look through what it holds for damage now.
+    ///
+    /// # Errors
+    /// [`RequestError`]; `Invalid` if there is no such node.
+    pub async fn scrub(&self, node: Option<NodeId>) -> Result<(), RequestError> {
+        self.done(&Request::Scrub { node }).await
     }
 
     async fn done(&self, request: &Request) -> Result<(), RequestError> {

@@ -168,6 +168,7 @@ pub(super) fn out_of_place(answer: &Answer) -> RequestError {
         Answer::Fault(_) => "Fault",
         Answer::Invited(_) => "Invited",
         Answer::Cluster(_) => "Cluster",
+        Answer::RecoveryPlan(_) => "RecoveryPlan",
     };
     RequestError::Protocol(format!("answer {what} does not fit the request"))
 }

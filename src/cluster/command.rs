@@ -92,6 +92,11 @@ pub enum MetaCommand {
         /// Whether it gives away all that it has.
         draining: Option<bool>,
     },
+    /// A node is to look for damage.
+    Scrub {
+        /// Which; none for all.
+        node: Option<NodeId>,
+    },
     /// A node may come with this secret, once.
     Invite {
         /// Random.
@@ -117,8 +122,8 @@ impl MetaCommand {
             Self::Found { .. } | Self::Register { .. } | Self::AddNode { .. } => true,
             // Compared with the version, or with the boot and the epoch, or derived anew from the state: `Place`.
             Self::Shard(_) => true,
-            // Ids are never used again.
-            Self::ForgetTopic { .. } | Self::RemoveNode { .. } => true,
+            // Ids are never used again. Looking twice finds the same.
+            Self::ForgetTopic { .. } | Self::RemoveNode { .. } | Self::Scrub { .. } => true,
             // Somebody may have deleted, set or used it in between: it would come back.
             Self::CreateTopic { .. }
             | Self::SetTopic { .. }

@@ -3,7 +3,7 @@
 //! ```text
 //! offset  type  field
 //!      0  u8    version, 1
-//!      1  u8    flags: bit 0 draining, the others 0
+//!      1  u8    flags: bit 0 draining, bit 1 damaged, the others 0
 //!      2  u8    load
 //!      3  u8    number of nodes heard
 //!      4  u32   connections
@@ -28,6 +28,7 @@ use crate::{
 
 const VERSION: u8 = 1;
 const DRAINING: u8 = 1;
+const DAMAGED: u8 = 2;
 const HEADER_LEN: usize = 40;
 const DIGEST_LEN: usize = 26;
 const HEARD_LEN: usize = 8;
@@ -53,6 +54,8 @@ pub struct Heartbeat {
     pub load: u8,
     /// It stops: nothing new should be given to it.
     pub draining: bool,
+    /// A copy of a shard is damaged there, and not made anew yet.
+    pub damaged: bool,
 }
 
 /// A datagram that is no heartbeat of this version.
@@ -77,7 +80,8 @@ impl Heartbeat {
         let len = HEADER_LEN + hears.len() * HEARD_LEN + digests.len() * DIGEST_LEN;
         let mut out = BytesMut::with_capacity(len);
         out.put_u8(VERSION);
-        out.put_u8(if self.draining { DRAINING } else { 0 });
+        let flag = |set: bool, flag: u8| if set { flag } else { 0 };
+        out.put_u8(flag(self.draining, DRAINING) | flag(self.damaged, DAMAGED));
         out.put_u8(self.load);
         out.put_u8(u8::try_from(hears.len()).unwrap_or(0));
         out.put_u32(self.connections);
@@ -108,7 +112,7 @@ impl Heartbeat {
         }
         let (version, flags, load, hears) =
             (bytes.get_u8(), bytes.get_u8(), bytes.get_u8(), usize::from(bytes.get_u8()));
-        if version != VERSION || flags & !DRAINING != 0 || hears > HEARTBEAT_HEARS_MAX {
+        if version != VERSION || flags & !(DRAINING | DAMAGED) != 0 || hears > HEARTBEAT_HEARS_MAX {
             return Err(bad);
         }
         let connections = bytes.get_u32();
@@ -126,8 +130,8 @@ impl Heartbeat {
             let (lsn, epoch) = (Lsn(bytes.get_u64()), Epoch(bytes.get_u64()));
             digests.push(ShardDigest { shard, end: LogEnd { lsn, epoch, chain: bytes.get_u64() } });
         }
-        let draining = flags == DRAINING;
-        Ok(Self { from, sent, applied, hears, digests, connections, load, draining })
+        let (draining, damaged) = (flags & DRAINING != 0, flags & DAMAGED != 0);
+        Ok(Self { from, sent, applied, hears, digests, connections, load, draining, damaged })
     }
 }
 
@@ -182,6 +186,7 @@ mod tests {
             connections: 3,
             load: 4,
             draining: true,
+            damaged: false,
         }
     }
 

@@ -3,6 +3,7 @@
 use super::{
     effect::{Alarm, Effect},
     entry::{LogEnd, LogEntry, LogView},
+    history::EpochHistory,
     install::Install,
     local_log::LocalLog,
     message::{Append, Body, Envelope, FollowerState, Refusal},
@@ -52,6 +53,35 @@ impl<E: LogEntry> Backup<E> {
     #[must_use]
     pub fn is_diverged(&self) -> bool {
         self.diverged
+    }
+
+    /// Drops the log, durably marked as half installed: a primary that asks is told that nothing is here.
+    pub fn drop_log(&mut self, out: &mut Vec<Effect<E>>) {
+        (self.aligned, self.install, self.diverged) = (None, None, false);
+        self.log.install_begin(LogEnd::default(), out);
+    }
+
+    /// Whether the log is of an older lineage than the one that began in epoch `start`. One that is continued in `epoch` is not,
+    /// though the start may not have come yet.
+    #[must_use]
+    pub fn is_of_older_lineage(&self, start: Epoch, epoch: Epoch) -> bool {
+        let older = self.log.history().last_epoch() < start && !self.log.is_installing();
+        older && self.aligned != Some(epoch)
+    }
+
+    /// Drops a log of an older lineage, with all that it knew to be committed.
+    pub fn forget_log(&mut self, out: &mut Vec<Effect<E>>) {
+        (self.aligned, self.install, self.diverged) = (None, None, false);
+        self.log.forget(out);
+    }
+
+    /// Begins a lineage with what is here: nothing, if that is a half-done install.
+    pub fn begin_lineage(&mut self, out: &mut Vec<Effect<E>>) {
+        self.diverged = false;
+        if self.log.is_installing() {
+            self.forget_log(out);
+            self.log.install_end(LogEnd::default(), EpochHistory::default(), out);
+        }
     }
 
     /// Records are refused while the disk is full.

@@ -34,6 +34,13 @@ pub struct ShardConfig {
     pub floor: Option<LogEnd>,
     /// The last member of the set has lost data: nobody may lead until an operator decides.
     pub stalled: bool,
+    /// Grows by one when an operator has the shard go on with what is left: another history of the log begins.
+    #[serde(default)]
+    pub lineage: u64,
+    /// The epoch in which it began. A log that holds nothing of this epoch or a later one is of an older lineage, and is
+    /// never continued, whatever it knows to be committed.
+    #[serde(default)]
+    pub lineage_start: Epoch,
 }
 
 /// A change of one shard, as it is proposed.
@@ -92,6 +99,13 @@ pub enum ShardChange {
         /// The version that it saw.
         expect_version: u64,
         /// Who leaves, in its newest boot.
+        replica: Boot,
+    },
+    /// An operator accepts that data is lost: the shard goes on with what this replica has, in another lineage.
+    Recover {
+        /// The version that the operator saw.
+        expect_version: u64,
+        /// The replica, in its newest boot.
         replica: Boot,
     },
     /// The log is committed up to this end.
@@ -198,6 +212,12 @@ impl ShardConfig {
                 check_boot(replica, boots)?;
                 self.remove(replica.node, false)
             }
+            ShardChange::Recover { expect_version, replica } => {
+                self.check_version(expect_version)?;
+                check_boot(replica, boots)?;
+                self.recover(replica);
+                Ok(())
+            }
             ShardChange::Floor { from, epoch, committed } => {
                 self.check_primary(from, boots)?;
                 if epoch == self.epoch && self.floor.is_none_or(|floor| floor.lsn < committed.lsn) {
@@ -283,6 +303,20 @@ impl ShardConfig {
         self.pending.clear();
         self.version += 1;
         Ok(())
+    }
+
+    /// One replica alone, in a new epoch: what it has is all that there is.
+    fn recover(&mut self, replica: Boot) {
+        self.epoch = self.epoch.next();
+        (self.lineage, self.lineage_start) = (self.lineage + 1, self.epoch);
+        (self.primary, self.set) = (Some(replica), vec![replica.node]);
+        self.pending.clear();
+        if !self.replicas.contains(&replica.node) {
+            self.replicas.insert(0, replica.node);
+        }
+        // More copies are asked for once they are there.
+        (self.copies_min, self.floor, self.stalled) = (1, None, false);
+        self.version += 1;
     }
 
     fn add_pending(&mut self, replica: Boot, boots: &Boots) -> Result<(), ConfigReject> {

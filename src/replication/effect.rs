@@ -84,6 +84,8 @@ pub enum LogChange<E> {
     Truncate(Lsn),
     /// From here on the log is nothing but a half-done install; what it held is dropped.
     InstallBegin(LogEnd),
+    /// The same, and nothing is known to be committed any more: an operator has accepted that it is lost.
+    Forget,
     /// A part of the install.
     InstallChunk(Chunk<E>),
     /// The install is whole: the log begins and ends here, and all before is committed.

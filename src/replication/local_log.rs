@@ -181,6 +181,15 @@ impl<E: LogEntry> LocalLog<E> {
         self.change(LogChange::InstallBegin(base), out);
     }
 
+    /// Drops the log, and what it knew to be committed: another lineage takes its place.
+    pub(super) fn forget(&mut self, out: &mut Vec<Effect<E>>) {
+        (self.installing, self.high_watermark) = (true, Lsn(0));
+        (self.start, self.end, self.durable_end) = (Lsn(0), LogEnd::default(), Lsn(0));
+        self.history = EpochHistory::default();
+        self.ends.clear();
+        self.change(LogChange::Forget, out);
+    }
+
     /// Takes a part of an install.
     pub(super) fn install_chunk(&mut self, chunk: Chunk<E>, out: &mut Vec<Effect<E>>) {
         self.change(LogChange::InstallChunk(chunk), out);

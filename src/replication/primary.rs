@@ -410,6 +410,12 @@ impl<E: LogEntry> Primary<E> {
         if !matches!(follower.progress, Progress::Probing | Progress::Aligning(_)) {
             return;
         }
+        let older = state.history.last_epoch() < self.config.lineage_start;
+        if older && !state.installing && !member {
+            // It drops what it has as soon as it knows; then it is asked again.
+            (follower.progress, follower.asked_at) = (Progress::Probing, Some(now));
+            return;
+        }
         let least = high_watermark.max(follower.acked_before);
         if member && common.is_none_or(|common| common < least) {
             follower.regressed = true;

@@ -75,7 +75,7 @@ fn leads(slot: &Slot) -> bool {
 }
 
 /// Whether somebody can take the shard.
-fn hand_over(engine: &Engine, slot: &Slot) -> bool {
+pub(super) fn hand_over(engine: &Engine, slot: &Slot) -> bool {
     let now = engine.clock.uptime();
     engine.with(slot.id, Reservation::FREE, |replica, _, _| {
         let under_way = replica.shard().is_some_and(|s| s.primary().handing_over().is_some());

@@ -17,6 +17,7 @@ use tokio::sync::{mpsc, watch};
 use super::{
     acks::AckHandle,
     clock::Clock,
+    damage::{DamageTable, Suspect},
     metrics::Metrics,
     recovery,
     slot::{Core, LocalView, Slot},
@@ -46,6 +47,7 @@ pub(super) struct Engine {
     pub(super) clock: Clock,
     pub(super) metrics: Metrics,
     pub(super) slots: Vec<Slot>,
+    pub(super) damage: DamageTable,
     /// The ways to the other nodes; none before they are opened.
     pub(super) links: OnceLock<Links>,
     tail: Mutex<TailCache>,
@@ -85,6 +87,7 @@ pub(super) enum InstallWork {
 pub(super) struct Asked {
     pub(super) proposals: mpsc::Receiver<ShardCommand>,
     pub(super) installs: mpsc::Receiver<InstallWork>,
+    pub(super) suspects: mpsc::Receiver<Suspect>,
 }
 
 /// Batches that were appended a moment ago, oldest first, of all partitions that somebody reads.
@@ -145,6 +148,7 @@ impl Engine {
         }
         let (proposals, asked_proposals) = mpsc::channel(PROPOSALS_WAITING_MAX);
         let (installs, asked_installs) = mpsc::channel(PROPOSALS_WAITING_MAX);
+        let (damage, suspects) = DamageTable::new();
         let engine = Arc::new(Self {
             me,
             store,
@@ -154,6 +158,7 @@ impl Engine {
             clock,
             metrics,
             slots,
+            damage,
             links: OnceLock::new(),
             tail: Mutex::default(),
             dropped: Mutex::default(),
@@ -166,7 +171,7 @@ impl Engine {
             failed: watch::Sender::new(None),
             ready: watch::Sender::new(false),
         });
-        let asked = Asked { proposals: asked_proposals, installs: asked_installs };
+        let asked = Asked { proposals: asked_proposals, installs: asked_installs, suspects };
         Ok((engine, asked))
     }
 
@@ -429,6 +434,10 @@ impl Engine {
             Asked::Recover(epoch) => {
                 let (wall, now) = (self.clock.wall(), self.clock.uptime());
                 let mut out = Vec::new();
+                // A lineage that begins with nothing.
+                if core.installing.is_some() {
+                    self.take_up(slot, core, Lsn(0));
+                }
                 let recovered = core
                     .applied
                     .recovery()
@@ -506,7 +515,7 @@ impl Engine {
                 }
                 core.recent.truncate(*end);
             }
-            LogChange::InstallBegin(_) => {
+            LogChange::InstallBegin(_) | LogChange::Forget => {
                 core.recent.clear();
                 for partition in slot.partitions().values() {
                     partition.forget_from(Offset(0));
@@ -584,6 +593,7 @@ impl Engine {
             }
         }
         tracing::info!(shard = %slot.id, %base, "install is whole");
+        self.repaired(slot.id);
     }
 
     fn tell(&self, slot: &Slot, effect: Effect<AckHandle>) {
@@ -658,6 +668,7 @@ fn stored_change(change: LogChange<Entry>) -> Change {
         LogChange::Promise(epoch) => Change::Promise(epoch),
         LogChange::Truncate(end) => Change::Truncate(end),
         LogChange::InstallBegin(base) => Change::InstallBegin { base: point(base) },
+        LogChange::Forget => Change::Forget,
         LogChange::InstallChunk(chunk) => Change::InstallChunk {
             entries: chunk.entries,
             state: chunk

@@ -86,6 +86,7 @@ impl Pulse {
             connections: u32::try_from(shared.connections.len()).unwrap_or(u32::MAX),
             load: 0,
             draining: shared.is_draining(),
+            damaged: engine.damage.len() > 0,
         };
         if let Some(links) = engine.links.get() {
             links.heartbeat(&beat);

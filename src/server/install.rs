@@ -60,6 +60,7 @@ async fn make(engine: &Arc<Engine>, shard: ShardId, least: Lsn) -> Option<Arc<Sn
         }
         Err(error) => {
             tracing::error!(%shard, %error, "no snapshot can be made");
+            engine.suspect(shard, &error);
             None
         }
     }
@@ -79,6 +80,7 @@ async fn send(
         Ok(Err(ReadError::OutOfRange { .. })) | Err(_) => return false,
         Ok(Err(error)) => {
             tracing::error!(%shard, %error, "a snapshot cannot be read");
+            engine.suspect(shard, &error);
             return false;
         }
     };

@@ -10,8 +10,8 @@ use std::{
 use crate::{
     limits::FENCE_AFTER,
     peer::Heartbeat,
-    replication::ShardConfig,
-    types::{Boot, Lsn, NodeId, ShardId},
+    replication::{LogEnd, ShardConfig},
+    types::{Boot, NodeId, ShardId},
     wire::{Lag, Liveness},
 };
 
@@ -28,7 +28,8 @@ struct Heard {
     since: Duration,
     last: Duration,
     clients: u32,
-    ends: BTreeMap<ShardId, Lsn>,
+    damaged: bool,
+    ends: BTreeMap<ShardId, LogEnd>,
 }
 
 impl Heard {
@@ -46,15 +47,20 @@ impl LivenessTable {
             return;
         }
         let same = before.filter(|before| before.boot == beat.from && before.is_up(now));
-        let ends = beat.digests.iter().map(|digest| (digest.shard, digest.end.lsn)).collect();
+        let ends = beat.digests.iter().map(|digest| (digest.shard, digest.end)).collect();
         let since = same.map_or(now, |same| same.since);
-        let (boot, clients) = (beat.from, beat.connections);
-        heard.insert(boot.node, Heard { boot, since, last: now, clients, ends });
+        let (boot, clients, damaged) = (beat.from, beat.connections, beat.damaged);
+        heard.insert(boot.node, Heard { boot, since, last: now, clients, damaged, ends });
     }
 
     /// Forgets nodes that the site has no more.
     pub(super) fn retain(&self, has: impl Fn(NodeId) -> bool) {
         self.heard().retain(|node, _| has(*node));
+    }
+
+    /// Whether a node has said that a copy of a shard is damaged there.
+    pub(super) fn is_damaged(&self, node: NodeId) -> bool {
+        self.heard().get(&node).is_some_and(|heard| heard.damaged)
     }
 
     /// Whether a node lives. One that was never heard is down for as long as this one listens, once it had its time.
@@ -77,10 +83,17 @@ impl LivenessTable {
         }
     }
 
+    /// The end of a node's log of a shard, as it said last.
+    pub(super) fn end(&self, node: NodeId, shard: ShardId) -> Option<LogEnd> {
+        self.heard().get(&node)?.ends.get(&shard).copied()
+    }
+
     /// Replicas that have not all of a shard, and why. What they lack is measured by the longest log of the commit set.
     pub(super) fn behind(&self, shard: ShardId, config: &ShardConfig, now: Duration) -> Vec<Lag> {
         let heard = self.heard();
-        let end = |node: &NodeId| heard.get(node).and_then(|heard| heard.ends.get(&shard)).copied();
+        let end = |node: &NodeId| {
+            heard.get(node).and_then(|heard| heard.ends.get(&shard)).map(|end| end.lsn)
+        };
         let longest = config.set.iter().filter_map(end).max();
         let listed = |node: &&NodeId| !config.set.contains(node);
         let holders = config.set.iter().chain(config.replicas.iter().filter(listed));
@@ -110,8 +123,8 @@ impl LivenessTable {
 mod tests {
     use super::*;
     use crate::{
-        replication::{LogEnd, ShardDigest},
-        types::{Epoch, Incarnation},
+        replication::ShardDigest,
+        types::{Epoch, Incarnation, Lsn},
     };
 
     const SECOND: Duration = Duration::from_secs(1);

@@ -81,6 +81,21 @@ impl Metrics {
         self.relayed_records.increment(u64::from(records));
     }
 
+    /// Bytes of the log were read to look for damage.
+    pub(super) fn scrubbed(&self, bytes: u64) {
+        self.record(|| counter!("dunlin_scrub_bytes_total").increment(bytes));
+    }
+
+    /// The copy of a shard here is damaged.
+    pub(super) fn damage_found(&self) {
+        self.record(|| counter!("dunlin_damage_found_total").increment(1));
+    }
+
+    /// A damaged copy was made anew.
+    pub(super) fn damage_repaired(&self) {
+        self.record(|| counter!("dunlin_damage_repaired_total").increment(1));
+    }
+
     /// Something happened that only a human can mend.
     pub(super) fn alarm(&self) {
         self.record(|| counter!("dunlin_replication_alarms_total").increment(1));
@@ -121,6 +136,7 @@ fn snapshot(engine: &Engine, data_dir: &std::path::Path) {
     if let Ok(free) = crate::storage::free_bytes(data_dir) {
         gauge!("dunlin_disk_free_bytes").set(float(free));
     }
+    gauge!("dunlin_damaged_shards").set(float(engine.damage.len() as u64));
     gauge!("dunlin_uptime_seconds").set(engine.clock.uptime().as_secs_f64());
 }
 
@@ -145,6 +161,9 @@ fn describe() {
             "dunlin_replication_alarms_total",
             "Contradictions between replicas that a human must look at.",
         ),
+        ("dunlin_scrub_bytes_total", "Bytes of the log that were read to look for damage."),
+        ("dunlin_damage_found_total", "Copies of shards that were found to be damaged."),
+        ("dunlin_damage_repaired_total", "Damaged copies that were made anew from another node."),
         ("dunlin_connections_refused_total", "Connections refused, by reason."),
         ("dunlin_log_commits_total", "Commits of the log since start."),
         ("dunlin_log_checkpoints_total", "Checkpoints of the log since start."),
@@ -170,6 +189,7 @@ fn describe() {
         ("dunlin_publish_waiting", "Batches that wait for their ack."),
         ("dunlin_disk_low", "1 while publishes are refused because the disk is low."),
         ("dunlin_disk_free_bytes", "Free bytes of the data directory's disk."),
+        ("dunlin_damaged_shards", "Copies of shards here that are damaged and not made anew yet."),
         ("dunlin_uptime_seconds", "Time since the node started."),
     ] {
         describe_gauge!(name, text);

@@ -159,6 +159,7 @@ impl LogSource for Peers {
                     Ok(entries) => Some((prev, entries)),
                     Err(error) => {
                         tracing::error!(%shard, %from, %error, "the log cannot be read for a replica");
+                        engine.suspect(shard, &error);
                         None
                     }
                 }

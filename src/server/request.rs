@@ -5,14 +5,14 @@ use std::sync::Arc;
 use super::{
     connection::{ANONYMOUS, Shared},
     engine::Engine,
-    site_admin,
+    recover, site_admin,
     streams::{self, group_fault},
     subscribe::find_offset,
     topics::Topic,
 };
 use crate::{
     limits::LIST_PAGE_MAX,
-    types::TopicSettings,
+    types::{ShardId, TopicSettings},
     wire::{Answer, Code, Fault, NodeStatus, PartitionStatus, Request, TopicRequest, TopicStatus},
 };
 
@@ -65,9 +65,12 @@ fn decide(shared: &Shared, who: &str, request: Request) -> Result<Answer, Fault>
         Request::FindOffset { .. } => Err(Fault::new(Code::Internal, "answered elsewhere")),
         Request::NodeStatus => Ok(Answer::Node(node_status(shared))),
         Request::ClusterStatus => Ok(Answer::Cluster(site_admin::status(shared))),
-        Request::Invite { .. } | Request::SetNode { .. } | Request::RemoveNode { .. } => {
-            change_nodes(shared, who, request)
-        }
+        Request::RecoveryPlan => Ok(Answer::RecoveryPlan(recover::plan(shared))),
+        Request::Invite { .. }
+        | Request::SetNode { .. }
+        | Request::RemoveNode { .. }
+        | Request::Recover { .. }
+        | Request::Scrub { .. } => change_nodes(shared, who, request),
     }
 }
 
@@ -85,6 +88,10 @@ fn change_nodes(shared: &Shared, who: &str, request: Request) -> Result<Answer, 
         Request::SetNode { node, weight, draining } => {
             site_admin::set_node(shared, who, node, weight, draining)
         }
+        Request::Recover { shard, version, node } => {
+            recover::recover(shared, who, ShardId(shard), version, node)
+        }
+        Request::Scrub { node } => site_admin::scrub(shared, who, node),
         Request::RemoveNode { node } => site_admin::remove_node(shared, who, node),
         _ => Err(Fault::new(Code::Internal, "answered elsewhere")),
     }

@@ -17,7 +17,8 @@ use crate::{
     replication::ShardConfig,
     types::{Address, InviteSecret, NodeId, NodeRole, ShardId, Timestamp},
     wire::{
-        Answer, ClusterNode, ClusterShard, ClusterStatus, Code, Fault, Invited, Liveness, NodeInfo,
+        Answer, ClusterNode, ClusterShard, ClusterStatus, Code, Fault, Invited, Lag, Liveness,
+        NodeInfo,
     },
 };
 
@@ -77,6 +78,14 @@ pub(super) fn set_node(
     let command = MetaCommand::SetNode { node, weight, draining };
     shared.engine.group.propose_blocking(command).map_err(|error| group_fault(&error))?;
     tracing::info!(client = who, %node, ?weight, ?draining, "node changed");
+    Ok(Answer::Done)
+}
+
+/// Asks one node, or all, to look through what it holds for damage now.
+pub(super) fn scrub(shared: &Shared, who: &str, node: Option<NodeId>) -> Result<Answer, Fault> {
+    let command = MetaCommand::Scrub { node };
+    shared.engine.group.propose_blocking(command).map_err(|error| group_fault(&error))?;
+    tracing::info!(client = who, ?node, "a search for damage is asked for");
     Ok(Answer::Done)
 }
 
@@ -156,10 +165,17 @@ fn node_status(shared: &Shared, site: &SiteState, id: NodeId, node: &NodeRecord)
         started: node.has_booted(),
         votes: site.voters.contains(&id),
         liveness: shared.liveness(id),
+        damaged: shared.liveness.is_damaged(id),
     }
 }
 
 fn shard_status(shared: &Shared, id: u16, shard: &ShardConfig) -> ClusterShard {
+    let mut behind = shared.liveness.behind(ShardId(id), shard, shared.engine.clock.uptime());
+    if let Some(why) = shared.engine.damage.told(ShardId(id)) {
+        let node = shared.engine.me.node;
+        behind.retain(|lag| lag.node != node);
+        behind.push(Lag { node, entries: None, why });
+    }
     ClusterShard {
         shard: id,
         epoch: shard.epoch,
@@ -169,7 +185,7 @@ fn shard_status(shared: &Shared, id: u16, shard: &ShardConfig) -> ClusterShard {
         replicas: shard.replicas.clone(),
         copies_min: shard.copies_min,
         stalled: shard.stalled,
-        behind: shared.liveness.behind(ShardId(id), shard, shared.engine.clock.uptime()),
+        behind,
     }
 }
 

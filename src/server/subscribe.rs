@@ -116,9 +116,8 @@ impl SubscribeStream<'_> {
                 _ = changed.changed() => {}
                 // The sender lives in the group.
                 _ = metadata.changed() => {
-                    // Opened anew, the stream reads it elsewhere.
-                    if !cursors.iter().all(|cursor| self.holds(&cursor.partition)) {
-                        return Err(electing("this node holds a partition no more").into());
+                    for cursor in &cursors {
+                        self.check_held(&cursor.partition)?;
                     }
                 }
                 brought = remote.next() => {
@@ -142,6 +141,13 @@ impl SubscribeStream<'_> {
     fn holds(&self, partition: &Partition) -> bool {
         let core = self.engine.slot(partition.shard).lock();
         core.replica.config().set.contains(&self.engine.me.node)
+            && !self.engine.damage.is_elsewhere(partition.shard)
+    }
+
+    /// Ends the stream when this node holds a partition no more: opened anew, it reads elsewhere.
+    fn check_held(&self, partition: &Partition) -> Result<(), Fault> {
+        let lost = || electing("this node holds a partition no more");
+        self.holds(partition).then_some(()).ok_or_else(lost)
     }
 
     /// Sends on what another node has sent.
@@ -173,7 +179,14 @@ impl SubscribeStream<'_> {
         let recent = cursor.partition.recent_from(cursor.next, end, READ_BYTES_MAX);
         let (batches, next) = match recent {
             Some(found) => found,
-            None => read(&self.engine.store, &cursor.partition, cursor.next, end).await?,
+            None => match read(self.engine, &cursor.partition, cursor.next, end).await {
+                Ok(found) => found,
+                Err(fault) => {
+                    // Damage may be known by now: then another node has the records.
+                    self.check_held(&cursor.partition)?;
+                    return Err(fault.into());
+                }
+            },
         };
         let bytes = send_batches(cursor.partition.id.index, batches, output).await?;
         self.engine.metrics.delivered(next.0 - cursor.next.0, bytes);
@@ -240,13 +253,23 @@ pub(super) async fn find_offset(
 }
 
 async fn read(
-    store: &Store,
+    engine: &Engine,
     partition: &Arc<Partition>,
     from: Offset,
     end: Offset,
 ) -> Result<(Vec<Bytes>, Offset), Fault> {
     let id = partition.id;
-    let chunk = blocking(store, move |store| store.read(id, from, end, READ_BYTES_MAX)).await?;
+    let (store, at) = (engine.store.clone(), partition.shard);
+    let work = move || store.read(id, from, end, READ_BYTES_MAX);
+    let chunk = match tokio::task::spawn_blocking(work).await {
+        Ok(Ok(chunk)) => chunk,
+        Ok(Err(error)) => {
+            engine.suspect(at, &error);
+            return Err(read_fault(&error));
+        }
+        // As below.
+        Err(_) => return Err(Fault::new(Code::Internal, "the read did not end")),
+    };
     if chunk.batches.is_empty() {
         // Committed, and not there: never to be skipped.
         tracing::error!(partition = %id, offset = %from, "committed records are missing from the log");

@@ -38,6 +38,8 @@ pub enum Change {
         /// Where the log will begin.
         base: LogPoint,
     },
+    /// The same, and nothing of the shard is known to be committed any more.
+    Forget,
     /// A part of an install.
     InstallChunk {
         /// Record batches that are kept, in the order of their log, but not without gaps.
@@ -112,6 +114,10 @@ impl Writer {
                 }
             }
             Change::InstallBegin { .. } => self.exclusively(|writer| writer.wipe(shard))?,
+            Change::Forget => {
+                self.forget_committed(shard);
+                self.exclusively(|writer| writer.wipe(shard))?;
+            }
             Change::InstallChunk { entries, state } => {
                 assert!(installing, "a part of an install comes after its begin");
                 let fill = Rewrite::Fill { shard, entries, state };

@@ -162,6 +162,39 @@ pub(super) fn rows_from(
     Ok(pairs)
 }
 
+/// The first entry of a shard's log in a row, and the one behind the last; none if it has none there.
+pub(super) fn rows_with(
+    store: &Store,
+    shard: ShardId,
+    row: u64,
+) -> Result<Option<(Lsn, Lsn)>, StoreError> {
+    let view = store.inner.view.read().unwrap_or_else(PoisonError::into_inner);
+    let Some(log) = view.log(shard) else { return Ok(None) };
+    let (end, rows) = (log.end.lsn, log.rows.clone());
+    let txn = store.inner.db.begin_read()?;
+    drop(view);
+    let mut first = None;
+    let index = txn.open_table(LOG_INDEX)?;
+    let stored = index.range((shard.0, 0)..=(shard.0, u64::MAX))?;
+    for item in stored {
+        for (lsn, at) in decode_log_index(item?.1.value())? {
+            match first {
+                None if at == row => first = Some(lsn),
+                Some(first) if at > row => return Ok(Some((first, lsn))),
+                _ => {}
+            }
+        }
+    }
+    for (lsn, at) in rows {
+        match first {
+            None if at == row => first = Some(lsn),
+            Some(first) if at > row => return Ok(Some((first, lsn))),
+            _ => {}
+        }
+    }
+    Ok(first.map(|first| (first, end)))
+}
+
 impl Look {
     /// Visits entries from `next` on, before `until`, as far as the rows of this look go and `visit` wants more.
     fn scan(

@@ -141,6 +141,12 @@ impl Writer {
         }
     }
 
+    /// What is known to be committed of a shard is void.
+    pub(super) fn forget_committed(&mut self, shard: ShardId) {
+        self.noted.retain(|(noted, _)| *noted != shard);
+        self.view().shards[usize::from(shard.0)].high_watermark = Lsn(0);
+    }
+
     /// Tells whether the log behind the last checkpoint has grown so far that a new one is due.
     #[must_use]
     pub fn checkpoint_due(&self) -> bool {

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::types::{Epoch, InviteToken, NodeId, NodeRole, Timestamp};
+use crate::types::{Epoch, InviteToken, Lsn, NodeId, NodeRole, Timestamp};
 
 /// The answer to `Invite`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -65,6 +65,9 @@ pub struct ClusterNode {
     /// Whether it lives, as far as the node that answers can tell.
     #[serde(default)]
     pub liveness: Option<Liveness>,
+    /// A copy of a shard is damaged there, and not made anew yet.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub damaged: bool,
 }
 
 /// Whether a node lives, as another one sees it.
@@ -105,6 +108,48 @@ pub struct ClusterShard {
     /// Replicas that have not all, as far as the node that answers can tell.
     #[serde(default)]
     pub behind: Vec<Lag>,
+}
+
+/// The answer to `RecoveryPlan`: the shards that cannot go on by themselves.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RecoveryPlan {
+    /// Name of the site.
+    pub site: String,
+    /// By number.
+    pub shards: Vec<StuckShard>,
+}
+
+/// A shard none of whose members can lead.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StuckShard {
+    /// Its number.
+    pub shard: u16,
+    /// Of what is known of it: to be sent back with `Recover`.
+    pub version: u64,
+    /// Why it cannot go on, for people.
+    pub why: String,
+    /// Members of its set, who have all, or had.
+    pub members: Vec<NodeId>,
+    /// Partitions that it holds.
+    pub partitions: u32,
+    /// Entries that are known to have been committed; there may have been more.
+    #[serde(default)]
+    pub floor: Option<Lsn>,
+    /// Replicas that are left, the best first.
+    pub survivors: Vec<Survivor>,
+}
+
+/// What is left of a shard on a node that is up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Survivor {
+    /// Which node.
+    pub node: NodeId,
+    /// The end of its log; none if it has no usable copy.
+    #[serde(default)]
+    pub end: Option<Lsn>,
+    /// The epoch of its last entry.
+    #[serde(default)]
+    pub epoch: Epoch,
 }
 
 /// A replica that has not all.

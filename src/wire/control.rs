@@ -4,7 +4,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    cluster::{ClusterStatus, Invited},
+    cluster::{ClusterStatus, Invited, RecoveryPlan},
     fault::Fault,
 };
 use crate::types::{
@@ -164,6 +164,23 @@ pub enum Request {
         #[serde(default)]
         draining: Option<bool>,
     },
+    /// Which shards cannot go on by themselves, and what is left of them.
+    RecoveryPlan,
+    /// Let a shard go on with what one node has of it. What others had more is lost.
+    Recover {
+        /// Which shard.
+        shard: u16,
+        /// Its version in the plan: nothing is done if it has changed since.
+        version: u64,
+        /// Which node, one of those in the plan.
+        node: NodeId,
+    },
+    /// Look through what a node holds for damage, now.
+    Scrub {
+        /// Its number; none for all nodes.
+        #[serde(default)]
+        node: Option<NodeId>,
+    },
     /// Take a node that holds nothing out of the site, for ever.
     RemoveNode {
         /// Its number.
@@ -254,6 +271,8 @@ pub enum Answer {
     Invited(Invited),
     /// To `ClusterStatus`.
     Cluster(ClusterStatus),
+    /// To `RecoveryPlan`.
+    RecoveryPlan(RecoveryPlan),
 }
 
 /// A topic as a node sees it.

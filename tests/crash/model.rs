@@ -223,6 +223,7 @@ impl ShardTruth {
         match change {
             Change::Promise(epoch) => self.promised = self.promised.max(*epoch),
             Change::Truncate(lsn) => self.entries.truncate(usize::try_from(lsn.0).expect("small")),
+            Change::Forget => unreachable!("no workload makes it"),
             Change::InstallBegin { .. } => {
                 // Begun anew: what is to come is the same.
                 if let Some(install) = &mut self.install {

@@ -132,7 +132,7 @@ impl Image {
                 self.log.truncate(index(end));
                 Done::Cut(end)
             }
-            Op::Change(LogChange::InstallBegin(_)) => {
+            Op::Change(LogChange::InstallBegin(_) | LogChange::Forget) => {
                 self.log.clear();
                 self.partial.clear();
                 self.start = Lsn(0);

@@ -540,7 +540,8 @@ fn expected(change: &ShardChange) -> Option<u64> {
         | ShardChange::AddPending { expect_version, .. }
         | ShardChange::ConfirmAdd { expect_version, .. }
         | ShardChange::Remove { expect_version, .. }
-        | ShardChange::Leave { expect_version, .. } => Some(*expect_version),
+        | ShardChange::Leave { expect_version, .. }
+        | ShardChange::Recover { expect_version, .. } => Some(*expect_version),
         ShardChange::Floor { .. } | ShardChange::Place { .. } => None,
     }
 }

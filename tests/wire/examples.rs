@@ -16,8 +16,8 @@ use dunlin::{
         ClusterStatus, Code, Compression, Deliver, Detail, Fault, FrameDecoder, FrameType, GoAway,
         Hello, Invited, JoinAnswer, JoinRequest, JoinWelcome, Lag, Liveness, Nack, NodeInfo,
         Octets, PartitionStatus, Publish, PublishOk, PublishOpen, Pushed, ReadStart, Record,
-        Request, RetentionChange, SubscribeOk, SubscribeOpen, TopicRequest, TopicStatus, Welcome,
-        WireLimits, cbor,
+        RecoveryPlan, Request, RetentionChange, StuckShard, SubscribeOk, SubscribeOpen, Survivor,
+        TopicRequest, TopicStatus, Welcome, WireLimits, cbor,
         entry::{Entry, EntryKind, Place, trim_body},
         get_varint, put_control, put_varint, stamp,
     },
@@ -174,6 +174,7 @@ fn site(all: &mut Examples) {
         started: true,
         votes: true,
         liveness: Some(Liveness { up: true, since_ms: 60_000, clients: Some(3) }),
+        damaged: false,
     };
     let shard = ClusterShard {
         shard: 0,
@@ -197,6 +198,20 @@ fn site(all: &mut Examples) {
     all.control("cluster", FrameType::Answer, &Answer::Cluster(status));
     let set = Request::SetNode { node: NodeId(9), weight: None, draining: Some(true) };
     all.control("set-node", FrameType::Request, &set);
+    let recover = Request::Recover { shard: 3, version: 9, node: NodeId(9) };
+    all.control("recover", FrameType::Request, &recover);
+    let stuck = StuckShard {
+        shard: 3,
+        version: 9,
+        why: "no member of its set is up".into(),
+        members: vec![NodeId(1)],
+        partitions: 2,
+        floor: Some(Lsn(50)),
+        survivors: vec![Survivor { node: NodeId(9), end: Some(Lsn(20)), epoch: Epoch(4) }],
+    };
+    let plan = RecoveryPlan { site: "plant".into(), shards: vec![stuck] };
+    all.control("recovery-plan", FrameType::Answer, &Answer::RecoveryPlan(plan));
+    all.control("scrub", FrameType::Request, &Request::Scrub { node: Some(NodeId(9)) });
     all.control("remove-node", FrameType::Request, &Request::RemoveNode { node: NodeId(9) });
 }
 
@@ -379,6 +394,7 @@ fn between_nodes(all: &mut Examples) {
         connections: 3,
         load: 4,
         draining: true,
+        damaged: false,
     };
     let datagrams = beat.encode();
     assert_eq!(Heartbeat::decode(&datagrams[0]), Ok(beat));

@@ -6,15 +6,16 @@ use bytes::BytesMut;
 use ciborium::Value;
 use dunlin::{
     types::{
-        Acks, Epoch, InviteSecret, InviteToken, NodeId, NodeRole, Offset, Position, ProducerId,
-        Retention, Sequence, Timestamp, TopicId, TopicName, TopicSettings,
+        Acks, Epoch, InviteSecret, InviteToken, Lsn, NodeId, NodeRole, Offset, Position,
+        ProducerId, Retention, Sequence, Timestamp, TopicId, TopicName, TopicSettings,
     },
     wire::{
         Ack, Answer, CaughtUp, Change, ClusterNode, ClusterShard, ClusterStatus, Code, Deliver,
         Detail, Fault, FrameDecoder, FrameType, GoAway, Hello, Invited, JoinAnswer, JoinRequest,
         JoinWelcome, Lag, Liveness, Nack, NodeInfo, NodeStatus, Octets, PartitionStatus, Publish,
-        PublishOk, PublishOpen, ReadStart, Request, RetentionChange, SubscribeOk, SubscribeOpen,
-        TopicRequest, TopicStatus, Welcome, WireLimits, cbor, put_control,
+        PublishOk, PublishOpen, ReadStart, RecoveryPlan, Request, RetentionChange, StuckShard,
+        SubscribeOk, SubscribeOpen, Survivor, TopicRequest, TopicStatus, Welcome, WireLimits, cbor,
+        put_control,
     },
 };
 use proptest::{collection::vec, option, prelude::*};
@@ -163,6 +164,11 @@ fn request() -> impl Strategy<Value = Request> {
         (any::<u64>(), option::of(any::<u32>()), option::of(any::<bool>())).prop_map(
             |(node, weight, draining)| Request::SetNode { node: NodeId(node), weight, draining }
         ),
+        Just(Request::RecoveryPlan),
+        (any::<u16>(), any::<u64>(), any::<u64>()).prop_map(|(shard, version, node)| {
+            Request::Recover { shard, version, node: NodeId(node) }
+        }),
+        option::of(any::<u64>()).prop_map(|node| Request::Scrub { node: node.map(NodeId) }),
         any::<u64>().prop_map(|node| Request::RemoveNode { node: NodeId(node) }),
     ]
 }
@@ -190,19 +196,22 @@ fn invited() -> impl Strategy<Value = Invited> {
 fn cluster_node() -> impl Strategy<Value = ClusterNode> {
     let liveness = (any::<bool>(), any::<u64>(), option::of(any::<u32>()))
         .prop_map(|(up, since_ms, clients)| Liveness { up, since_ms, clients });
-    let flags = (any::<bool>(), any::<bool>(), any::<bool>());
+    let flags = (any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>());
     (node(), role(), text(), any::<u32>(), flags, option::of(liveness)).prop_map(
-        |(node, role, software, weight, (draining, started, votes), liveness)| ClusterNode {
-            id: node.id,
-            name: node.name,
-            role,
-            addresses: node.addresses,
-            software,
-            weight,
-            draining,
-            started,
-            votes,
-            liveness,
+        |(node, role, software, weight, (draining, started, votes, damaged), liveness)| {
+            ClusterNode {
+                id: node.id,
+                name: node.name,
+                role,
+                addresses: node.addresses,
+                software,
+                weight,
+                draining,
+                started,
+                votes,
+                liveness,
+                damaged,
+            }
         },
     )
 }
@@ -227,6 +236,28 @@ fn cluster_shard() -> impl Strategy<Value = ClusterShard> {
             }
         },
     )
+}
+
+fn recovery_plan() -> impl Strategy<Value = RecoveryPlan> {
+    let end = option::of(any::<u64>());
+    let survivor = (any::<u64>(), end, any::<u64>()).prop_map(|(node, end, epoch)| Survivor {
+        node: NodeId(node),
+        end: end.map(Lsn),
+        epoch: Epoch(epoch),
+    });
+    let numbers = (any::<u16>(), any::<u64>(), any::<u32>(), option::of(any::<u64>()));
+    let stuck = (numbers, text(), node_ids(), vec(survivor, 0..3)).prop_map(
+        |((shard, version, partitions, floor), why, members, survivors)| StuckShard {
+            shard,
+            version,
+            why,
+            members,
+            partitions,
+            floor: floor.map(Lsn),
+            survivors,
+        },
+    );
+    (text(), vec(stuck, 0..3)).prop_map(|(site, shards)| RecoveryPlan { site, shards })
 }
 
 fn cluster() -> impl Strategy<Value = ClusterStatus> {
@@ -305,6 +336,7 @@ fn answer() -> impl Strategy<Value = Answer> {
         fault().prop_map(Answer::Fault),
         invited().prop_map(Answer::Invited),
         cluster().prop_map(Answer::Cluster),
+        recovery_plan().prop_map(Answer::RecoveryPlan),
     ]
 }
 

@@ -155,6 +155,15 @@ impl SiteState {
         Ok(MetaOutcome::Done)
     }
 
+    pub(super) fn scrub(&mut self, node: Option<NodeId>) -> Result<MetaOutcome, MetaReject> {
+        if let Some(node) = node.filter(|node| !self.nodes.contains_key(node)) {
+            return Err(MetaReject::NoNode(node));
+        }
+        let asked = self.nodes.iter_mut().filter(|(id, _)| node.is_none_or(|node| node == **id));
+        asked.for_each(|(_, record)| record.scrub = self.applied);
+        Ok(MetaOutcome::Done)
+    }
+
     pub(super) fn invite(
         &mut self,
         id: InviteId,
@@ -192,5 +201,6 @@ fn joined(name: NodeName, disk_id: u128, role: NodeRole) -> NodeRecord {
         incarnation: Incarnation(0),
         claim: BootClaim::default(),
         info: NodeInfo::default(),
+        scrub: 0,
     }
 }

@@ -129,3 +129,26 @@ fn a_member_leaves_by_itself_only_where_it_may_be_spared() {
     let few = shard(&[A, B], 2).apply(leave(2, 2), &boots());
     assert_eq!(few, Err(ConfigReject::TooFewMembers { would_stay: 1, need: 2 }));
 }
+
+#[test]
+fn an_operator_lets_a_shard_go_on_with_what_one_replica_has() {
+    let mut shard = shard(&[A], 2);
+    (shard.stalled, shard.floor) = (true, Some(LogEnd { lsn: Lsn(50), ..LogEnd::default() }));
+    assert_eq!(shard.apply(elect(1, &[]), &boots()), Err(ConfigReject::Stalled));
+    let replica = boot(2, 2);
+    let late = ShardChange::Recover { expect_version: 9, replica };
+    assert_eq!(
+        shard.apply(late, &boots()),
+        Err(ConfigReject::StaleVersion { have: 10, expected: 9 })
+    );
+    let gone = ShardChange::Recover { expect_version: 10, replica: boot(2, 1) };
+    assert_eq!(shard.apply(gone, &boots()), Err(ConfigReject::StaleBoot(boot(2, 1))));
+    let recover = ShardChange::Recover { expect_version: 10, replica };
+    shard.apply(recover, &boots()).expect("it is up");
+    assert_eq!((shard.primary, &shard.set[..]), (Some(replica), &[B][..]));
+    assert_eq!((shard.lineage, shard.lineage_start, shard.epoch), (1, Epoch(4), Epoch(4)));
+    assert_eq!((shard.stalled, shard.floor, shard.copies_min), (false, None, 1));
+    // A member of the old lineage that comes back with more has no place in the set.
+    shard.registered(A, false, Some(&ShardReport { end: LogEnd::default(), installing: false }));
+    assert_eq!(shard.set, [B]);
+}

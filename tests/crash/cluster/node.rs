@@ -486,6 +486,7 @@ impl Node {
                 self.installing = Some(Vec::new());
                 Change::InstallBegin { base: point(base) }
             }
+            LogChange::Forget => unreachable!("no operator is here"),
             LogChange::InstallChunk(chunk) => {
                 let rows = chunk.state.into_iter();
                 let state: Vec<(u8, Bytes, Bytes)> =
