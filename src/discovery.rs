@@ -1,0 +1,12 @@
+//! Hints of where nodes are: what they announce by DNS-SD, and the table of all that was heard.
+//!
+//! Invariant: nothing that is heard here is believed. It says where to dial; who answers there is what the certificate says.
+
+pub mod announcement;
+pub mod candidates;
+
+pub use announcement::{Announcement, BadAnnouncement, CaPrefix};
+pub use candidates::{Candidate, Candidates, NodeKey, Sighting, Source};
+
+/// The service type of a node, without a domain.
+pub const SERVICE_TYPE: &str = "_dunlin._udp";
