@@ -102,6 +102,7 @@ impl Global {
         let mut profile = Profile::discover(self.profile.as_deref())?;
         if let Some(server) = &self.server {
             profile.addresses = vec![server.clone()];
+            profile.discovery = false;
         }
         Ok(profile)
     }

@@ -30,6 +30,9 @@
 //! A [`Client`] holds one QUIC connection, which it makes again by itself whenever it is lost. Publishers send again what
 //! has no ack, under the same producer sequence, so that it is stored once; subscribers go on at the offset behind the
 //! last record that they gave out.
+//!
+//! A profile need not say where its site is: nodes announce themselves on their network, and a client whose addresses are
+//! silent listens there. Who answers must prove to be of the site, whatever was announced.
 
 use std::{
     fmt,
@@ -45,11 +48,12 @@ mod link;
 mod outbox;
 pub mod profile;
 mod publisher;
+mod search;
 mod stream;
 mod subscriber;
 mod topics;
 
-use self::{dial::Dialer, link::Link};
+use self::{dial::Dialer, link::Link, search::Search};
 use crate::{
     limits::CLIENT_KEEP_ALIVE,
     net::{Address, ConnectionLimits, endpoint, tls},
@@ -221,11 +225,18 @@ impl ClientBuilder<'_> {
         let fixed = !self.servers.is_empty();
         let addresses = if fixed { self.servers } else { self.profile.addresses.clone() };
         let (timeout, told) = (self.connect_timeout, Mutex::default());
-        let dialer = Dialer { endpoint, addresses, timeout, fixed, told };
+        let search = if fixed { None } else { Search::of(self.profile) };
+        let site = self.profile.site.clone();
+        let dialer = Dialer { endpoint, site, addresses, timeout, fixed, told, search };
         let link = Arc::new(Link::new(dialer, self.request_timeout));
         link.session().await?;
         Ok(Client { link })
     }
+}
+
+fn is_loopback(address: &Address) -> bool {
+    let ip = address.host().parse::<std::net::IpAddr>();
+    address.host() == "localhost" || ip.is_ok_and(|ip| ip.to_canonical().is_loopback())
 }
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);

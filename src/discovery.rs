@@ -4,9 +4,11 @@
 
 pub mod announcement;
 pub mod candidates;
+pub mod mdns;
 
 pub use announcement::{Announcement, BadAnnouncement, CaPrefix};
 pub use candidates::{Candidate, Candidates, NodeKey, Sighting, Source};
+pub use mdns::{Mdns, MdnsError, MdnsEvent, Reach};
 
 /// The service type of a node, without a domain.
 pub const SERVICE_TYPE: &str = "_dunlin._udp";

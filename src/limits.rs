@@ -279,8 +279,9 @@ pub const PEER_QUEUE_BYTES_MAX: usize = 2 * PEER_MESSAGE_LEN_MAX;
 pub const CALL_LEN_MAX: usize = 4 * 1024 * 1024;
 /// Calls to one peer that may be under way, each way: more wait. Each may hold a request or an answer in memory.
 pub const CALLS_PER_PEER_MAX: u32 = 16;
-/// Addresses of one peer that are dialled. More are not looked at.
-pub const PEER_ADDRESSES_MAX: usize = 8;
+/// Addresses of one peer that are dialled: what it says of itself, where it came from, what was announced. More are not
+/// looked at.
+pub const PEER_ADDRESSES_MAX: usize = 16;
 /// Largest datagram between nodes: what fits the smallest packet that QUIC allows, with room for its own fields.
 pub const PEER_DATAGRAM_LEN_MAX: usize = 1_100;
 /// Most nodes that a heartbeat names as heard: they must leave room for digests in the datagram. A node that hears more names
@@ -351,5 +352,9 @@ pub const GOODBYE_MAX: Duration = Duration::from_millis(500);
 pub const DISCOVER_AFTER: Duration = Duration::from_millis(700);
 /// How long announcements are gathered before one is chosen: nodes answer a question within a quarter of a second.
 pub const DISCOVER_GATHER: Duration = Duration::from_millis(300);
+/// How long a client remembers a node that was announced: as long as multicast's own records of addresses live.
+pub const CANDIDATE_LIFE: Duration = Duration::from_secs(120);
+/// A dial of an announced address that had no answer for so long counts as failed when the round ends.
+pub const DIAL_SILENT: Duration = Duration::from_secs(1);
 /// How long a machine that joins looks for its site.
 pub const DISCOVER_JOIN: Duration = Duration::from_secs(3);

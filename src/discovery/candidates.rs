@@ -258,6 +258,12 @@ impl Candidate {
         self.sightings.keys().map(|(source, _)| *source)
     }
 
+    /// Under which names a source announces it.
+    pub fn instances(&self, source: Source) -> impl Iterator<Item = &str> {
+        let of_it = self.sightings.keys().filter(move |(of, _)| *of == source);
+        of_it.map(|(_, instance)| instance.as_str())
+    }
+
     fn priority(&self) -> u16 {
         self.sightings.values().map(|sighting| sighting.priority).min().unwrap_or_default()
     }
