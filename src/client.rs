@@ -43,6 +43,7 @@ use std::{
 mod backoff;
 mod cluster;
 mod dial;
+mod discover;
 mod error;
 mod link;
 mod outbox;
@@ -61,6 +62,7 @@ use crate::{
 
 pub use self::{
     cluster::Cluster,
+    discover::{DiscoverError, FoundNode, Trust, discover},
     error::{ConnectError, Obstacle, PublishError, RequestError, SubscribeError},
     profile::{Profile, ProfileError},
     publisher::{AckFuture, Delivery, Publisher, PublisherBuilder},
@@ -210,18 +212,7 @@ impl ClientBuilder<'_> {
     /// # Errors
     /// [`ConnectError`], which says whether the profile, the node or the way between is to blame.
     pub async fn connect(self) -> Result<Client, ConnectError> {
-        let tls = tls::client_config(&self.profile.credentials(), &[tls::ALPN_CLIENT])
-            .map_err(|error| ConnectError::Tls(Arc::new(error)))?;
-        let limits = ConnectionLimits {
-            // Nodes open no streams.
-            streams_max: 0,
-            // Each stream has its own window. A sum over all would let one reader that pauses stop the others.
-            receive_window: u32::MAX,
-            keep_alive: Some(CLIENT_KEEP_ALIVE),
-            ..ConnectionLimits::default()
-        };
-        let endpoint = endpoint::client(Arc::new(tls), &limits)
-            .map_err(|error| ConnectError::Endpoint(Arc::new(error)))?;
+        let endpoint = profile_endpoint(self.profile)?;
         let fixed = !self.servers.is_empty();
         let addresses = if fixed { self.servers } else { self.profile.addresses.clone() };
         let (timeout, told) = (self.connect_timeout, Mutex::default());
@@ -232,6 +223,22 @@ impl ClientBuilder<'_> {
         link.session().await?;
         Ok(Client { link })
     }
+}
+
+/// An endpoint that dials as the client of this profile.
+fn profile_endpoint(profile: &Profile) -> Result<quinn::Endpoint, ConnectError> {
+    let tls = tls::client_config(&profile.credentials(), &[tls::ALPN_CLIENT])
+        .map_err(|error| ConnectError::Tls(Arc::new(error)))?;
+    let limits = ConnectionLimits {
+        // Nodes open no streams.
+        streams_max: 0,
+        // Each stream has its own window. A sum over all would let one reader that pauses stop the others.
+        receive_window: u32::MAX,
+        keep_alive: Some(CLIENT_KEEP_ALIVE),
+        ..ConnectionLimits::default()
+    };
+    endpoint::client(Arc::new(tls), &limits)
+        .map_err(|error| ConnectError::Endpoint(Arc::new(error)))
 }
 
 fn is_loopback(address: &Address) -> bool {

@@ -4,10 +4,13 @@
 
 pub mod announcement;
 pub mod candidates;
+pub mod gather;
 pub mod mdns;
+pub mod zone;
 
 pub use announcement::{Announcement, BadAnnouncement, CaPrefix};
 pub use candidates::{Candidate, Candidates, NodeKey, Sighting, Source};
+pub use gather::{Until, gather};
 pub use mdns::{Mdns, MdnsError, MdnsEvent, Reach};
 
 /// The service type of a node, without a domain.

@@ -356,5 +356,7 @@ pub const DISCOVER_GATHER: Duration = Duration::from_millis(300);
 pub const CANDIDATE_LIFE: Duration = Duration::from_secs(120);
 /// A dial of an announced address that had no answer for so long counts as failed when the round ends.
 pub const DIAL_SILENT: Duration = Duration::from_secs(1);
+/// How long a node that announces itself may take to prove that it is there, when somebody looks who is.
+pub const DISCOVER_PROBE: Duration = Duration::from_secs(2);
 /// How long a machine that joins looks for its site.
 pub const DISCOVER_JOIN: Duration = Duration::from_secs(3);

@@ -86,9 +86,9 @@ pub(super) enum Before {
     Bad(Address),
 }
 
-type Candidate = (Address, SocketAddr);
+pub(super) type Candidate = (Address, SocketAddr);
 /// No error means silence.
-type Greeted = Result<Session, Option<ConnectError>>;
+pub(super) type Greeted = Result<Session, Option<ConnectError>>;
 
 impl Dialer {
     /// Tries all addresses, and again those that stay silent; when they are, what nodes announce.
@@ -160,7 +160,7 @@ impl Dialer {
 }
 
 /// An announced address, in the form in which addresses are given.
-fn heard_at(socket: SocketAddr) -> Option<Candidate> {
+pub(super) fn heard_at(socket: SocketAddr) -> Option<Candidate> {
     Some((Address::new(&socket.ip().to_string(), socket.port()).ok()?, socket))
 }
 
@@ -319,7 +319,7 @@ async fn more(hunt: &mut Option<Hunt<'_>>) -> Vec<SocketAddr> {
     }
 }
 
-async fn greet(endpoint: &Endpoint, address: Address, socket: SocketAddr) -> Greeted {
+pub(super) async fn greet(endpoint: &Endpoint, address: Address, socket: SocketAddr) -> Greeted {
     let protocol = |why: String| Some(ConnectError::Protocol { address: address.clone(), why });
     let connecting =
         endpoint.connect(socket, NODE_SERVER_NAME).map_err(|error| protocol(error.to_string()))?;

@@ -22,7 +22,6 @@ use crate::{
 /// What was heard of the site's nodes, and how dials of them ended. It outlives the searches.
 #[derive(Debug)]
 pub(super) struct Search {
-    site: CaPrefix,
     begun: Instant,
     table: Mutex<Candidates>,
 }
@@ -36,7 +35,7 @@ impl Search {
         }
         let site = CaPrefix::of(Fingerprint::of_pem(&profile.ca)?.as_bytes());
         let table = Mutex::new(Candidates::of_site(Some(site)));
-        Some(Self { site, begun: Instant::now(), table })
+        Some(Self { begun: Instant::now(), table })
     }
 
     /// All that is known now, in the order in which to dial it.
@@ -94,7 +93,7 @@ impl Hunt<'_> {
                 }
             };
             tokio::select! {
-                event = heard(&mut self.mdns, self.search.site) => self.take(event),
+                event = heard(&mut self.mdns) => self.take(event),
                 () = ready => {
                     self.ready_at = None;
                     return self.search.order();
@@ -123,10 +122,10 @@ impl Hunt<'_> {
 }
 
 /// The next event of multicast, which is begun first if it is not there.
-async fn heard(mdns: &mut Option<Heard>, site: CaPrefix) -> MdnsEvent {
+async fn heard(mdns: &mut Option<Heard>) -> MdnsEvent {
     loop {
         if mdns.is_none() {
-            match begin(site) {
+            match begin() {
                 Ok(begun) => *mdns = Some(begun),
                 Err(error) => debug!(%error, "no multicast"),
             }
@@ -143,7 +142,7 @@ async fn heard(mdns: &mut Option<Heard>, site: CaPrefix) -> MdnsEvent {
     }
 }
 
-fn begin(site: CaPrefix) -> Result<Heard, MdnsError> {
+fn begin() -> Result<Heard, MdnsError> {
     let mdns = Mdns::start(Reach::All)?;
-    Ok(Heard { browse: mdns.browse(Some(site))?, _mdns: mdns })
+    Ok(Heard { browse: mdns.browse()?, _mdns: mdns })
 }

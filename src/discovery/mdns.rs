@@ -118,16 +118,13 @@ impl Mdns {
         Ok(self.daemon.register(info)?)
     }
 
-    /// Asks who is there, of one site or of all, and goes on listening. A second search of the same ends the first.
+    /// Asks who is there, and goes on listening. A second search ends the first. All sites are asked for: mdns-sd does not hear
+    /// the answers to a question for a subtype (0.21).
     ///
     /// # Errors
     /// If the daemon has ended, or its queue is full.
-    pub fn browse(&self, site: Option<CaPrefix>) -> Result<Browse, MdnsError> {
-        let ty = match site {
-            Some(ca) => format!("{}.{SERVICE_TYPE}{LOCAL}", subtype(ca)),
-            None => format!("{SERVICE_TYPE}{LOCAL}"),
-        };
-        Ok(Browse { events: self.daemon.browse(&ty)? })
+    pub fn browse(&self) -> Result<Browse, MdnsError> {
+        Ok(Browse { events: self.daemon.browse(&format!("{SERVICE_TYPE}{LOCAL}"))? })
     }
 
     /// Asks whether an instance is still there: without an answer it is forgotten within ten seconds.

@@ -107,7 +107,7 @@ impl<'a> Heard<'a> {
     fn begin(beacon: &'a Beacon, reach: Reach) -> Result<Self, MdnsError> {
         let mdns = Mdns::start(reach)?;
         let troubles = mdns.troubles()?;
-        let browse = mdns.browse(Some(beacon.base.ca))?;
+        let browse = mdns.browse()?;
         let now = Instant::now();
         Ok(Self {
             beacon,
