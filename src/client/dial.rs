@@ -227,14 +227,15 @@ impl<'a> Race<'a> {
                         start_at = Instant::now();
                     }
                 }
-                () = sleep_until(start_at), if !all_out && self.attempts.len() < ATTEMPTS_MAX => {
+                () = sleep_until(start_at), if !all_out && self.attempts.len() < self.attempts_max() => {
                     // Once each was dialled, in turn.
                     while self.out[next % self.out.len()] {
                         next += 1;
                     }
                     self.begin(next % self.out.len());
                     next += 1;
-                    start_at = Instant::now() + stagger;
+                    let crowd = self.is_crowded().then_some(STAGGER_CROWD);
+                    start_at = Instant::now() + crowd.unwrap_or(stagger);
                     stagger = (stagger * 3 / 2).min(STAGGER_LAST);
                 }
                 () = sleep_until(search_at), if search.is_some() && hunt.is_none() => {
@@ -256,7 +257,20 @@ impl<'a> Race<'a> {
         let (address, socket) = self.candidates[at].clone();
         let endpoint = self.dialer.endpoint.clone();
         self.dialled[at].get_or_insert_with(Instant::now);
-        self.attempts.spawn(async move { (at, greet(&endpoint, address, socket).await) });
+        let most = if self.is_crowded() { DIAL_SILENT } else { self.dialer.timeout };
+        self.attempts.spawn(async move {
+            let greeted = timeout(most, greet(&endpoint, address, socket)).await;
+            (at, greeted.unwrap_or(Err(None)))
+        });
+    }
+
+    /// No site has so many addresses: somebody announces what is not there, and each is dialled for a moment only.
+    fn is_crowded(&self) -> bool {
+        self.dialer.search.is_some() && self.candidates.len() > 2 * ATTEMPTS_MAX
+    }
+
+    fn attempts_max(&self) -> usize {
+        if self.is_crowded() { ATTEMPTS_CROWD_MAX } else { ATTEMPTS_MAX }
     }
 
     /// An error ends the round: a node of the site has said what no other will say differently.
@@ -423,3 +437,6 @@ const STAGGER_FIRST: Duration = Duration::from_millis(250);
 const STAGGER_LAST: Duration = Duration::from_secs(2);
 /// Dials under way at once.
 const ATTEMPTS_MAX: usize = 8;
+/// The same among many addresses, most of which must be false: all that a table holds are tried within one round.
+const ATTEMPTS_CROWD_MAX: usize = 32;
+const STAGGER_CROWD: Duration = Duration::from_millis(25);

@@ -209,7 +209,14 @@ impl Candidates {
 
     /// Whether there is room for one more announcement of this node; if need be another node goes.
     fn make_room(&mut self, key: NodeKey, source: Source) -> bool {
-        if let Some(node) = self.nodes.get(&key) {
+        if let Some(node) = self.nodes.get_mut(&key) {
+            if node.sightings.len() >= SIGHTINGS_PER_CANDIDATE_MAX {
+                let failed =
+                    |s: &&Sighting| s.addresses.iter().all(|a| self.failed.contains_key(a));
+                let name = node.sightings.values().find(failed);
+                let name = name.map(|sighting| (sighting.source, sighting.instance.clone()));
+                name.map(|name| node.sightings.remove(&name));
+            }
             return node.sightings.len() < SIGHTINGS_PER_CANDIDATE_MAX;
         }
         let named = |node: &Candidate| node.sightings.keys().any(|(of, _)| *of == source);
@@ -251,6 +258,13 @@ impl Candidate {
     /// All its addresses, as all sources say them; one may come twice.
     pub fn addresses(&self) -> impl Iterator<Item = SocketAddr> {
         self.sightings.values().flat_map(|sighting| sighting.addresses.iter().copied())
+    }
+
+    /// The same, but what one announcement says does not crowd out what another says.
+    pub fn addresses_in_turn(&self) -> impl Iterator<Item = SocketAddr> {
+        (0..SIGHTING_ADDRESSES_MAX).flat_map(|nth| {
+            self.sightings.values().filter_map(move |sighting| sighting.addresses.get(nth).copied())
+        })
     }
 
     /// Who has named it.

@@ -95,7 +95,8 @@ struct Heard<'a> {
     told: Option<Announcement>,
     /// Nodes that are down: they are asked once whether they are there.
     asked: BTreeSet<NodeId>,
-    since: Instant,
+    /// When another node was known last.
+    heard_at: Instant,
     counted: Instant,
     silence_told: bool,
 }
@@ -117,7 +118,7 @@ impl<'a> Heard<'a> {
             table: Candidates::of_site(Some(beacon.base.ca)),
             told: None,
             asked: BTreeSet::new(),
-            since: now,
+            heard_at: now,
             counted: now,
             silence_told: false,
         })
@@ -162,8 +163,7 @@ impl<'a> Heard<'a> {
                 if !self.table.see(*sighting, now) || id == self.beacon.base.id {
                     return;
                 }
-                let mut addresses = self.addresses_of(id);
-                addresses.truncate(DISCOVERED_ADDRESSES_MAX);
+                let addresses = self.addresses_of(id);
                 tracing::debug!(%id, %node, ?addresses, "a node announces itself");
                 self.beacon.found.send_if_modified(|found| {
                     found.retain(|known, _| {
@@ -180,16 +180,18 @@ impl<'a> Heard<'a> {
         }
     }
 
-    /// Those of one link alone are of no use without its name.
+    /// Those that only a link knows come last: hosts with nothing else are reached all the same.
     fn addresses_of(&self, id: NodeId) -> Vec<String> {
         let key = NodeKey { ca: self.beacon.base.ca, id };
         let node = self.table.nodes().find(|(known, _)| **known == key);
-        let all = node.into_iter().flat_map(|(_, node)| node.addresses());
-        all.filter(is_global).map(|address| address.to_string()).collect()
+        let all = node.into_iter().flat_map(|(_, node)| node.addresses_in_turn());
+        let (mut all, local): (Vec<_>, Vec<_>) = all.partition(is_global);
+        all.extend(local);
+        all.iter().take(DISCOVERED_ADDRESSES_MAX).map(ToString::to_string).collect()
     }
 
     fn announce(&mut self) -> Result<(), MdnsError> {
-        let Some(now) = self.beacon.announcement() else { return Ok(()) };
+        let now = self.beacon.announcement();
         if self.told.as_ref().is_none_or(|told| is_news(told, &now)) {
             self.mdns.announce(&now, self.beacon.port)?;
             self.told = Some(now);
@@ -235,9 +237,10 @@ impl<'a> Heard<'a> {
         let heard = self.table.nodes().any(|(key, _)| key.id != me);
         if heard || !others {
             self.silence_told = false;
+            self.heard_at = Instant::now();
             return;
         }
-        if self.silence_told || self.since.elapsed() < MULTICAST_SILENCE || self.told.is_none() {
+        if self.silence_told || self.heard_at.elapsed() < MULTICAST_SILENCE {
             return;
         }
         self.silence_told = true;
@@ -256,17 +259,18 @@ impl<'a> Heard<'a> {
 }
 
 impl Beacon {
-    /// What to announce; nothing until the node serves.
-    fn announcement(&self) -> Option<Announcement> {
-        self.doors.shared.borrow().as_ref()?;
+    /// What to announce. A node that does not serve yet has weight 0: clients go to others first, and nodes must find it all
+    /// the same. When all of them start at new addresses, none could serve before.
+    fn announcement(&self) -> Announcement {
+        let serves = self.doors.shared.borrow().is_some();
         let known = self.group.read(|site| {
             let node = site.nodes.get(&self.base.id)?;
-            Some((node.role, if node.draining { 0 } else { node.weight }))
+            Some((node.role, if node.draining || !serves { 0 } else { node.weight }))
         });
-        let (role, weight) = known?;
+        let (role, weight) = known.unwrap_or((self.base.role, 0));
         let (open, most) = (self.doors.connections.len(), self.doors.connections_max.max(1));
         let load = u8::try_from((open * 100 / most).min(100)).unwrap_or(100);
-        Some(Announcement { role, weight, load, ..self.base.clone() })
+        Announcement { role, weight, load, ..self.base.clone() }
     }
 }
 

@@ -152,6 +152,24 @@ fn a_flood_hides_nobody_for_long() {
     assert!(ids(&table).contains(&1) && ids(&table).contains(&5_000), "{:?}", ids(&table));
 }
 
+#[test]
+fn impostors_of_a_node_crowd_it_out_no_longer_than_until_they_are_dialled() {
+    let mut table = Candidates::default();
+    for nth in 0..10 {
+        let many: Vec<String> = (0..8).map(|a| address(nth * 8 + a)).collect();
+        let many: Vec<&str> = many.iter().map(String::as_str).collect();
+        table.see(Sighting { instance: format!("a{nth}"), ..seen(1, &many) }, NOW);
+    }
+    let true_one = Sighting { instance: "n1".into(), ..seen(1, &["192.168.0.1:1"]) };
+    assert!(!table.see(true_one.clone(), NOW), "no room");
+    table.order(NOW, 1).into_iter().take(32).for_each(|address| table.failed(address, NOW));
+    assert!(table.see(true_one, NOW));
+    let (_, node) = table.nodes().next().expect("one");
+    let first: Vec<SocketAddr> =
+        node.addresses_in_turn().take(SIGHTINGS_PER_CANDIDATE_MAX).collect();
+    assert!(first.contains(&"192.168.0.1:1".parse().expect("address")), "{first:?}");
+}
+
 #[derive(Clone, Debug)]
 enum Step {
     See { id: u64, source: Source, instance: u8, addresses: Vec<u64>, until: Option<u64> },
