@@ -100,6 +100,9 @@ pub struct Storage {
 pub struct Discovery {
     /// Whether the node announces itself on the networks that it listens on, and hears of others there.
     pub mdns: bool,
+    /// A domain whose DNS names the nodes of the site, for networks that multicast does not pass.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub domain: Option<String>,
 }
 
 /// `[limits]`
@@ -306,7 +309,7 @@ impl Default for Storage {
 
 impl Default for Discovery {
     fn default() -> Self {
-        Self { mdns: true }
+        Self { mdns: true, domain: None }
     }
 }
 

@@ -4,13 +4,15 @@
 
 pub mod announcement;
 pub mod candidates;
+pub mod dns;
 pub mod gather;
 pub mod mdns;
 pub mod zone;
 
 pub use announcement::{Announcement, BadAnnouncement, CaPrefix};
 pub use candidates::{Candidate, Candidates, NodeKey, Sighting, Source};
-pub use gather::{Until, gather};
+pub use dns::{Dns, DnsError};
+pub use gather::{GatherError, Until, gather};
 pub use mdns::{Mdns, MdnsError, MdnsEvent, Reach};
 
 /// The service type of a node, without a domain.

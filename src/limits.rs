@@ -358,5 +358,17 @@ pub const CANDIDATE_LIFE: Duration = Duration::from_secs(120);
 pub const DIAL_SILENT: Duration = Duration::from_secs(1);
 /// How long a node that announces itself may take to prove that it is there, when somebody looks who is.
 pub const DISCOVER_PROBE: Duration = Duration::from_secs(2);
+/// How long one question to a name server waits.
+pub const DNS_ATTEMPT_MAX: Duration = Duration::from_millis(1_500);
+/// How long name servers may take for a question of discovery with all tries.
+pub const DNS_ANSWER_MAX: Duration = Duration::from_secs(3);
+/// Least and longest time that a node's records count: a zone may say 0, and may be forgotten.
+pub const DNS_LIFE_MIN: Duration = Duration::from_secs(10);
+/// See [`DNS_LIFE_MIN`].
+pub const DNS_LIFE_MAX: Duration = Duration::from_secs(60 * 60);
+/// How often a node asks the domain of its site.
+pub const DNS_INTERVAL: Duration = Duration::from_secs(60);
+/// The same after a failure, or while it hears nothing of a node.
+pub const DNS_RETRY: Duration = Duration::from_secs(5);
 /// How long a machine that joins looks for its site.
 pub const DISCOVER_JOIN: Duration = Duration::from_secs(3);

@@ -70,7 +70,7 @@ use crate::{
     broker::ClockGuard,
     cluster::{BootClaim, GroupError, MetaGroup, MetaReject, MetaTiming, NodeInfo},
     config::Config,
-    discovery::Reach,
+    discovery::{Candidates, Reach},
     limits::{DRAIN_MAX, JOINS_MAX, RELAY_IDLE_TIMEOUT},
     net::{
         ConnectionLimits, Credentials, ReloadableTls,
@@ -512,11 +512,13 @@ impl Ahead {
     fn discover(&self, credentials: &Credentials) {
         let reach = Reach::of(self.address.ip()).filter(|_| self.config.discovery.mdns);
         let base = discovery::base(&self.identity, credentials, self.group.me());
-        if let (Some(reach), Some(base)) = (reach, base) {
+        if let Some(base) = base {
             let (group, doors) = (Arc::clone(&self.group), Arc::clone(&self.doors));
             let (found, port) = (self.found.clone(), self.address.port());
-            let beacon = discovery::Beacon { group, doors, found, base, port };
-            self.tasks.spawn(discovery::run(beacon, reach));
+            let table = Mutex::new(Candidates::of_site(Some(base.ca)));
+            let beacon = discovery::Beacon { group, doors, found, base, port, table };
+            let domain = self.config.discovery.domain.clone();
+            self.tasks.spawn(discovery::run(beacon, reach, domain));
         }
     }
 

@@ -124,6 +124,7 @@ pub(super) fn client_profile(
         site: authority.site().clone(),
         addresses,
         discovery: true,
+        domain: None,
         ca: authority.certificate_pem().into(),
         certificate: Some(issued.certificate_pem),
         key: Some(issued.key_pem),

@@ -30,8 +30,11 @@ pub struct Discover {
     /// How long to listen
     #[arg(long, value_name = "TIME", default_value = "2s", value_parser = units::duration)]
     wait: Duration,
+    /// Ask the DNS of this domain, too [default: as the profile says]
+    #[arg(long, value_name = "DOMAIN", value_parser = domain)]
+    domain: Option<String>,
     /// Print the DNS records of your site's nodes for this domain instead, as a zone file has them
-    #[arg(long, value_name = "DOMAIN", value_parser = domain, conflicts_with = "wait")]
+    #[arg(long, value_name = "DOMAIN", value_parser = domain, conflicts_with_all = ["wait", "domain"])]
     zone: Option<String>,
 }
 
@@ -47,7 +50,7 @@ impl Discover {
                 Err(ProfileError::NotFound { .. }) => None,
                 Err(error) => return Err(error.into()),
             };
-            let found = discover(profile.as_ref(), self.wait).await?;
+            let found = discover(profile.as_ref(), self.domain.as_deref(), self.wait).await?;
             global.output().show(&found, |found| in_words(found))
         })
     }
@@ -57,7 +60,7 @@ impl From<DiscoverError> for Failure {
     fn from(error: DiscoverError) -> Self {
         match error {
             DiscoverError::Connect(error) => error.into(),
-            DiscoverError::Mdns(error) => Self::runtime(error),
+            DiscoverError::Gather(error) => Self::runtime(error),
         }
     }
 }

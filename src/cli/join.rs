@@ -119,7 +119,12 @@ impl Join {
         };
         let addresses = advertised(&config.listen.advertise, config.listen.address);
         let request = draft.request(&invite, &addresses)?;
-        let welcome = joiner::join(&invite, &request, look_round(&invite)).await?;
+        let welcome = joiner::join(
+            &invite,
+            &request,
+            look_round(&invite, config.discovery.domain.as_deref()),
+        )
+        .await?;
         let own = |welcome: &JoinWelcome| IssuedCertificate {
             certificate_pem: welcome.certificate_pem.clone(),
             key_pem: draft.key.clone(),
@@ -217,12 +222,12 @@ impl Done {
 
 /// Where nodes of the invite's site announce themselves on this network. An invite that names this machine itself leads
 /// nowhere else.
-async fn look_round(invite: &Invite) -> Vec<Address> {
+async fn look_round(invite: &Invite, domain: Option<&str>) -> Vec<Address> {
     if invite.addresses.iter().any(cert::is_loopback) {
         return Vec::new();
     }
     let site = Some(CaPrefix::of(invite.ca.as_bytes()));
-    match gather(site, Until::Found(DISCOVER_JOIN)).await {
+    match gather(site, domain, Until::Found(DISCOVER_JOIN)).await {
         Ok(table) => {
             let found = table.order(DISCOVER_JOIN, rand::random());
             let address =
@@ -230,7 +235,7 @@ async fn look_round(invite: &Invite) -> Vec<Address> {
             found.into_iter().filter_map(|socket| address(socket).ok()).collect()
         }
         Err(error) => {
-            tracing::debug!(%error, "no multicast");
+            tracing::debug!(%error, "the site cannot be looked for");
             Vec::new()
         }
     }

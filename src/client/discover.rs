@@ -12,7 +12,7 @@ use super::{
     profile_endpoint,
 };
 use crate::{
-    discovery::{Announcement, CaPrefix, Candidates, MdnsError, Until, gather},
+    discovery::{Announcement, CaPrefix, Candidates, GatherError, Until, gather},
     limits::DISCOVER_PROBE,
     net::authority::Fingerprint,
     types::{NodeId, NodeRole},
@@ -76,27 +76,30 @@ impl Trust {
 /// Why nobody can be looked for.
 #[derive(Debug, thiserror::Error)]
 pub enum DiscoverError {
-    /// This machine has no multicast.
+    /// Neither multicast nor a domain is to be had.
     #[error(transparent)]
-    Mdns(#[from] MdnsError),
+    Gather(#[from] GatherError),
     /// The profile cannot be used.
     #[error(transparent)]
     Connect(#[from] ConnectError),
 }
 
-/// Listens for a time to what nodes announce on the networks of this machine, and dials those of the profile's site to see
+/// Listens for a time to what nodes announce on the networks of this machine, asks the domain that is given or that the
+/// profile names, and dials those of the profile's site to see
 /// whether they are what they say.
 ///
 /// # Errors
 /// [`DiscoverError`]. To find nobody is none.
 pub async fn discover(
     profile: Option<&Profile>,
+    domain: Option<&str>,
     time: Duration,
 ) -> Result<Vec<FoundNode>, DiscoverError> {
     let endpoint = profile.map(profile_endpoint).transpose()?;
     let own = profile.and_then(|profile| Fingerprint::of_pem(&profile.ca));
     let own = own.map(|ca| CaPrefix::of(ca.as_bytes()));
-    let table = gather(None, Until::Time(time)).await?;
+    let domain = domain.or_else(|| profile?.domain.as_deref());
+    let table = gather(None, domain, Until::Time(time)).await?;
     let mut found: Vec<FoundNode> =
         table.nodes().map(|(_, node)| of(node.announcement())).collect();
     let mut probes = JoinSet::new();

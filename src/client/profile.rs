@@ -36,6 +36,9 @@ pub struct Profile {
     /// machine itself never leads elsewhere.
     #[serde(default = "yes", skip_serializing_if = "is_yes")]
     pub discovery: bool,
+    /// A domain whose DNS names the nodes (DNS-SD): it is asked beside the network, with the same end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub domain: Option<String>,
     /// Certificate of the site's authority (PEM).
     pub ca: String,
     /// The client's certificate (PEM); without one it comes as nobody, where a node lets nobody in.
@@ -214,6 +217,7 @@ mod tests {
             site: "plant".parse().expect("name"),
             addresses: vec!["edge-1:7440".parse().expect("address")],
             discovery: true,
+            domain: None,
             ca: "-----BEGIN CERTIFICATE-----\nAA==\n-----END CERTIFICATE-----\n".into(),
             certificate: Some("certificate\n".into()),
             key: Some("key\n".into()),

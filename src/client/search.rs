@@ -2,6 +2,7 @@
 
 use std::{
     net::SocketAddr,
+    pin::Pin,
     sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -12,7 +13,8 @@ use tracing::debug;
 use super::profile::Profile;
 use crate::{
     discovery::{
-        CaPrefix, Candidates, Mdns, MdnsError, MdnsEvent, Reach, Sighting, Source, mdns::Browse,
+        CaPrefix, Candidates, Dns, DnsError, Mdns, MdnsError, MdnsEvent, Reach, Sighting, Source,
+        mdns::Browse,
     },
     limits::{CANDIDATE_LIFE, DISCOVER_GATHER, MDNS_RETRY},
     net::authority::Fingerprint,
@@ -22,6 +24,8 @@ use crate::{
 /// What was heard of the site's nodes, and how dials of them ended. It outlives the searches.
 #[derive(Debug)]
 pub(super) struct Search {
+    /// A domain that names nodes, too.
+    domain: Option<String>,
     begun: Instant,
     table: Mutex<Candidates>,
 }
@@ -35,7 +39,8 @@ impl Search {
         }
         let site = CaPrefix::of(Fingerprint::of_pem(&profile.ca)?.as_bytes());
         let table = Mutex::new(Candidates::of_site(Some(site)));
-        Some(Self { begun: Instant::now(), table })
+        let domain = profile.domain.clone();
+        Some(Self { domain, begun: Instant::now(), table })
     }
 
     /// All that is known now, in the order in which to dial it.
@@ -56,7 +61,10 @@ impl Search {
 
     /// Begins to listen. It goes on until it is dropped.
     pub(super) fn begin(&self) -> Hunt<'_> {
-        Hunt { search: self, mdns: None, ready_at: None }
+        let (domain, now) = (self.domain.clone(), self.now());
+        let named: Option<Named> = domain
+            .map(|domain| Box::pin(async move { Dns::of(&domain)?.browse(now).await }) as Named);
+        Hunt { search: self, mdns: None, named, ready_at: None }
     }
 
     fn now(&self) -> Duration {
@@ -72,9 +80,13 @@ impl Search {
 pub(super) struct Hunt<'a> {
     search: &'a Search,
     mdns: Option<Heard>,
+    /// The answer of the domain, until it is there.
+    named: Option<Named>,
     /// When what was gathered is given out.
     ready_at: Option<Instant>,
 }
+
+type Named = Pin<Box<dyn Future<Output = Result<Vec<Sighting>, DnsError>> + Send>>;
 
 struct Heard {
     browse: Browse,
@@ -94,11 +106,24 @@ impl Hunt<'_> {
             };
             tokio::select! {
                 event = heard(&mut self.mdns) => self.take(event),
+                answer = answered(&mut self.named) => {
+                    self.named = None;
+                    match answer {
+                        Ok(found) => found.into_iter().for_each(|sighting| self.see(sighting)),
+                        Err(error) => debug!(%error, "the domain names nobody"),
+                    }
+                }
                 () = ready => {
                     self.ready_at = None;
                     return self.search.order();
                 }
             }
+        }
+    }
+
+    fn see(&mut self, sighting: Sighting) {
+        if self.search.table().see(sighting, self.search.now()) {
+            self.ready_at.get_or_insert(Instant::now() + DISCOVER_GATHER);
         }
     }
 
@@ -109,15 +134,21 @@ impl Hunt<'_> {
                 debug!(node = %sighting.announcement.node, addresses = ?sighting.addresses, "announced");
                 // Nobody says goodbye to a search that is over.
                 let sighting = Sighting { until: Some(now + CANDIDATE_LIFE), ..*sighting };
-                if self.search.table().see(sighting, now) {
-                    self.ready_at.get_or_insert(Instant::now() + DISCOVER_GATHER);
-                }
+                self.see(sighting);
             }
             MdnsEvent::Gone(instance) => {
                 self.search.table().gone(Source::Multicast, &instance);
             }
             MdnsEvent::Strange(what) => debug!(what, "announcement not understood"),
         }
+    }
+}
+
+/// Waits for ever if nothing was asked.
+async fn answered(named: &mut Option<Named>) -> Result<Vec<Sighting>, DnsError> {
+    match named {
+        Some(named) => named.await,
+        None => std::future::pending().await,
     }
 }
 

@@ -37,6 +37,7 @@ low_space = "1GiB"
 ballast = 1048576
 [discovery]
 mdns = false
+domain = "plant.example"
 [limits]
 connections = 100
 streams_per_connection = 8

@@ -127,6 +127,14 @@ impl Candidates {
         any
     }
 
+    /// Forgets all that a source has said.
+    pub fn forget(&mut self, source: Source) {
+        self.nodes.retain(|_, node| {
+            node.sightings.retain(|(of, _), _| *of != source);
+            !node.sightings.is_empty()
+        });
+    }
+
     /// Drops what is over. False if nothing was.
     pub fn expire(&mut self, now: Duration) -> bool {
         let mut any = false;

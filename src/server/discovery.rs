@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, SocketAddr},
-    sync::Arc,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use tokio::{
@@ -15,12 +15,13 @@ use super::{doors::Doors, start::NodeIdentity};
 use crate::{
     cluster::MetaGroup,
     discovery::{
-        Announcement, CaPrefix, Candidates, Mdns, MdnsError, MdnsEvent, NodeKey, Reach, Source,
+        Announcement, CaPrefix, Candidate, Candidates, Dns, Mdns, MdnsError, MdnsEvent, NodeKey,
+        Reach, Sighting, Source,
         mdns::{Browse, Troubles},
     },
     limits::{
-        ANNOUNCE_INTERVAL, DISCOVERED_ADDRESSES_MAX, LOAD_STEP, MDNS_COUNT_INTERVAL, MDNS_RETRY,
-        MULTICAST_SILENCE,
+        ANNOUNCE_INTERVAL, DISCOVERED_ADDRESSES_MAX, DNS_INTERVAL, DNS_RETRY, LOAD_STEP,
+        MDNS_COUNT_INTERVAL, MDNS_RETRY, MULTICAST_SILENCE,
     },
     net::{Credentials, authority::Fingerprint},
     types::{NodeId, NodeRole},
@@ -37,6 +38,8 @@ pub(super) struct Beacon {
     /// What never changes of the announcement; the rest is filled in.
     pub(super) base: Announcement,
     pub(super) port: u16,
+    /// What was heard, of all sources.
+    pub(super) table: Mutex<Candidates>,
 }
 
 /// The announcement of a node of this name, before it is known what the site says of it. None without a usable authority:
@@ -60,11 +63,53 @@ pub(super) fn base(
 }
 
 /// Runs until the node stops.
-pub(super) async fn run(beacon: Beacon, reach: Reach) {
+pub(super) async fn run(beacon: Beacon, reach: Option<Reach>, domain: Option<String>) {
+    let multicast = async {
+        if let Some(reach) = reach {
+            follow_multicast(&beacon, reach).await;
+        }
+    };
+    let dns = async {
+        if let Some(domain) = domain {
+            let asking = follow_domain(&beacon, &domain);
+            let _ = beacon.doors.stopping.run_until_cancelled(asking).await;
+        }
+    };
+    tokio::join!(multicast, dns);
+}
+
+/// Asks the domain again and again, oftener while it does not answer.
+async fn follow_domain(beacon: &Beacon, domain: &str) {
+    let mut told = false;
+    loop {
+        let asked = match Dns::of(domain) {
+            Ok(dns) => dns.browse(beacon.doors.clock.uptime()).await,
+            Err(error) => Err(error),
+        };
+        let pause = match asked {
+            Ok(found) => {
+                tracing::debug!(domain, found = found.len(), "the domain was asked");
+                told = false;
+                found.into_iter().for_each(|sighting| beacon.see(sighting));
+                DNS_INTERVAL
+            }
+            Err(error) => {
+                if !told {
+                    tracing::warn!(domain, %error, "DNS names no node of the site");
+                }
+                told = true;
+                DNS_RETRY
+            }
+        };
+        sleep_until(Instant::now() + pause).await;
+    }
+}
+
+async fn follow_multicast(beacon: &Beacon, reach: Reach) {
     let stopping = beacon.doors.stopping.clone();
     let mut told = false;
     loop {
-        match Heard::begin(&beacon, reach) {
+        match Heard::begin(beacon, reach) {
             Ok(heard) => {
                 if heard.follow().await.is_none() {
                     return;
@@ -90,7 +135,6 @@ struct Heard<'a> {
     mdns: Mdns,
     browse: Browse,
     troubles: Troubles,
-    table: Candidates,
     /// What was announced last.
     told: Option<Announcement>,
     /// Nodes that are down: they are asked once whether they are there.
@@ -109,13 +153,14 @@ impl<'a> Heard<'a> {
         let mdns = Mdns::start(reach)?;
         let troubles = mdns.troubles()?;
         let browse = mdns.browse()?;
+        // The former daemon says no goodbye for what it has heard.
+        beacon.table().forget(Source::Multicast);
         let now = Instant::now();
         Ok(Self {
             beacon,
             mdns,
             browse,
             troubles,
-            table: Candidates::of_site(Some(beacon.base.ca)),
             told: None,
             asked: BTreeSet::new(),
             heard_at: now,
@@ -156,38 +201,14 @@ impl<'a> Heard<'a> {
     }
 
     fn hear(&mut self, event: MdnsEvent) {
-        let now = self.beacon.doors.clock.uptime();
         match event {
-            MdnsEvent::Seen(sighting) => {
-                let (id, node) = (sighting.announcement.id, sighting.announcement.node.clone());
-                if !self.table.see(*sighting, now) || id == self.beacon.base.id {
-                    return;
-                }
-                let addresses = self.addresses_of(id);
-                tracing::debug!(%id, %node, ?addresses, "a node announces itself");
-                self.beacon.found.send_if_modified(|found| {
-                    found.retain(|known, _| {
-                        *known == id || self.table.nodes().any(|(key, _)| key.id == *known)
-                    });
-                    found.insert(id, addresses.clone()).as_ref() != Some(&addresses)
-                });
-            }
+            MdnsEvent::Seen(sighting) => self.beacon.see(*sighting),
             MdnsEvent::Gone(instance) => {
                 tracing::debug!(instance, "a node is announced no more");
-                self.table.gone(Source::Multicast, &instance);
+                self.beacon.table().gone(Source::Multicast, &instance);
             }
             MdnsEvent::Strange(what) => tracing::debug!(what, "announcement not understood"),
         }
-    }
-
-    /// Those that only a link knows come last: hosts with nothing else are reached all the same.
-    fn addresses_of(&self, id: NodeId) -> Vec<String> {
-        let key = NodeKey { ca: self.beacon.base.ca, id };
-        let node = self.table.nodes().find(|(known, _)| **known == key);
-        let all = node.into_iter().flat_map(|(_, node)| node.addresses_in_turn());
-        let (mut all, local): (Vec<_>, Vec<_>) = all.partition(is_global);
-        all.extend(local);
-        all.iter().take(DISCOVERED_ADDRESSES_MAX).map(ToString::to_string).collect()
     }
 
     fn announce(&mut self) -> Result<(), MdnsError> {
@@ -218,7 +239,7 @@ impl<'a> Heard<'a> {
         let shared = self.beacon.doors.shared.borrow();
         let Some(shared) = shared.as_ref() else { return };
         let now = self.beacon.doors.clock.uptime();
-        for (key, node) in self.table.nodes() {
+        for (key, node) in self.beacon.table().nodes() {
             let down = shared.liveness.of(key.id, now).is_some_and(|liveness| !liveness.up);
             if !down {
                 self.asked.remove(&key.id);
@@ -234,7 +255,11 @@ impl<'a> Heard<'a> {
     fn say_whether_silent(&mut self) {
         let me = self.beacon.base.id;
         let others = self.beacon.group.read(|site| site.nodes.keys().any(|id| *id != me));
-        let heard = self.table.nodes().any(|(key, _)| key.id != me);
+        let by_multicast = |node: &Candidate| node.sources().any(|of| of == Source::Multicast);
+        let is_heard = |wanted: &dyn Fn(NodeId) -> bool| {
+            self.beacon.table().nodes().any(|(key, node)| wanted(key.id) && by_multicast(node))
+        };
+        let heard = is_heard(&|id| id != me);
         if heard || !others {
             self.silence_told = false;
             self.heard_at = Instant::now();
@@ -243,8 +268,8 @@ impl<'a> Heard<'a> {
         if self.silence_told || self.heard_at.elapsed() < MULTICAST_SILENCE {
             return;
         }
+        let own = is_heard(&|id| id == me);
         self.silence_told = true;
-        let own = self.table.nodes().any(|(key, _)| key.id == me);
         tracing::warn!(
             within_s = MULTICAST_SILENCE.as_secs(),
             heard_itself = own,
@@ -259,6 +284,25 @@ impl<'a> Heard<'a> {
 }
 
 impl Beacon {
+    fn table(&self) -> MutexGuard<'_, Candidates> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes an announcement, and has the node dialled where it says.
+    fn see(&self, sighting: Sighting) {
+        let (id, node) = (sighting.announcement.id, sighting.announcement.node.clone());
+        let mut table = self.table();
+        if !table.see(sighting, self.doors.clock.uptime()) || id == self.base.id {
+            return;
+        }
+        let addresses = addresses_of(&table, NodeKey { ca: self.base.ca, id });
+        tracing::debug!(%id, %node, ?addresses, "a node announces itself");
+        self.found.send_if_modified(|found| {
+            found.retain(|known, _| *known == id || table.nodes().any(|(key, _)| key.id == *known));
+            found.insert(id, addresses.clone()).as_ref() != Some(&addresses)
+        });
+    }
+
     /// What to announce. A node that does not serve yet has weight 0: clients go to others first, and nodes must find it all
     /// the same. When all of them start at new addresses, none could serve before.
     fn announcement(&self) -> Announcement {
@@ -272,6 +316,15 @@ impl Beacon {
         let load = u8::try_from((open * 100 / most).min(100)).unwrap_or(100);
         Announcement { role, weight, load, ..self.base.clone() }
     }
+}
+
+/// Those that only a link knows come last: hosts with nothing else are reached all the same.
+fn addresses_of(table: &Candidates, key: NodeKey) -> Vec<String> {
+    let node = table.nodes().find(|(known, _)| **known == key);
+    let all = node.into_iter().flat_map(|(_, node)| node.addresses_in_turn());
+    let (mut all, local): (Vec<_>, Vec<_>) = all.partition(is_global);
+    all.extend(local);
+    all.iter().take(DISCOVERED_ADDRESSES_MAX).map(ToString::to_string).collect()
 }
 
 /// Whether others should hear it: each announcement wakes every machine of the network.

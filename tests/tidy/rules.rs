@@ -54,6 +54,7 @@ const CRATES: &[(&str, &[&str])] = &[
     ("data_encoding", &["net"]),
     ("futures_core", &["client", "peer"]),
     ("hdrhistogram", &["cli"]),
+    ("hickory_resolver", &["discovery/dns"]),
     ("humantime", &["config", "cli"]),
     ("indicatif", &["cli"]),
     ("lz4_flex", &["wire"]),

@@ -143,7 +143,7 @@ async fn until(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
 }
 
 async fn trusted(profile: &Profile) -> Vec<String> {
-    let found = discover(Some(profile), LOOK).await.unwrap();
+    let found = discover(Some(profile), None, LOOK).await.unwrap();
     let trusted = found.iter().filter(|node| node.trust == Trust::Trusted);
     trusted.map(|node| node.node.clone()).collect()
 }
@@ -270,10 +270,10 @@ fn nodes_and_clients_find_each_other_without_an_address() {
 }
 
 async fn spoofed_announcements_cost_dials_and_nothing_else(profile: &Profile) {
-    let found = discover(Some(profile), LOOK).await.unwrap();
+    let found = discover(Some(profile), None, LOOK).await.unwrap();
     let spoofer = spoof(profile, &found, 30);
     until("the fakes are announced", async || {
-        let seen = discover(Some(profile), LOOK).await.unwrap();
+        let seen = discover(Some(profile), None, LOOK).await.unwrap();
         seen.iter().filter(|node| node.version == "9").count() > 10
     })
     .await;
