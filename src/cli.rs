@@ -15,6 +15,7 @@ mod cluster;
 mod completions;
 mod config;
 mod demo;
+mod discover;
 mod generate;
 mod init;
 mod invite;
@@ -103,6 +104,7 @@ impl Global {
         let mut profile = Profile::discover(self.profile.as_deref())?;
         if let Some(server) = &self.server {
             profile.addresses = vec![server.clone()];
+            profile.discovery = false;
         }
         Ok(profile)
     }
@@ -146,6 +148,8 @@ pub enum Command {
     Join(Box<join::Join>),
     /// Show the site's nodes and shards, drain and remove nodes
     Cluster(cluster::Cluster),
+    /// List the nodes that announce themselves on this network
+    Discover(discover::Discover),
     /// Change how much a node is given to do
     Node(node::Node),
     /// Give certificates to clients
@@ -177,6 +181,7 @@ impl Command {
             Self::Invite(args) => args.run(global),
             Self::Join(args) => args.run(global),
             Self::Cluster(args) => args.run(global),
+            Self::Discover(args) => args.run(global),
             Self::Node(args) => args.run(global),
             Self::Cert(args) => args.run(global),
             Self::Topic(args) => args.run(global),

@@ -30,6 +30,9 @@
 //! A [`Client`] holds one QUIC connection, which it makes again by itself whenever it is lost. Publishers send again what
 //! has no ack, under the same producer sequence, so that it is stored once; subscribers go on at the offset behind the
 //! last record that they gave out.
+//!
+//! A profile need not say where its site is: nodes announce themselves on their network, and a client whose addresses are
+//! silent listens there. Who answers must prove to be of the site, whatever was announced.
 
 use std::{
     fmt,
@@ -40,16 +43,18 @@ use std::{
 mod backoff;
 mod cluster;
 mod dial;
+mod discover;
 mod error;
 mod link;
 mod outbox;
 pub mod profile;
 mod publisher;
+mod search;
 mod stream;
 mod subscriber;
 mod topics;
 
-use self::{dial::Dialer, link::Link};
+use self::{dial::Dialer, link::Link, search::Search};
 use crate::{
     limits::CLIENT_KEEP_ALIVE,
     net::{Address, ConnectionLimits, endpoint, tls},
@@ -57,6 +62,7 @@ use crate::{
 
 pub use self::{
     cluster::Cluster,
+    discover::{DiscoverError, FoundNode, Trust, discover},
     error::{ConnectError, Obstacle, PublishError, RequestError, SubscribeError},
     profile::{Profile, ProfileError},
     publisher::{AckFuture, Delivery, Publisher, PublisherBuilder},
@@ -206,26 +212,38 @@ impl ClientBuilder<'_> {
     /// # Errors
     /// [`ConnectError`], which says whether the profile, the node or the way between is to blame.
     pub async fn connect(self) -> Result<Client, ConnectError> {
-        let tls = tls::client_config(&self.profile.credentials(), &[tls::ALPN_CLIENT])
-            .map_err(|error| ConnectError::Tls(Arc::new(error)))?;
-        let limits = ConnectionLimits {
-            // Nodes open no streams.
-            streams_max: 0,
-            // Each stream has its own window. A sum over all would let one reader that pauses stop the others.
-            receive_window: u32::MAX,
-            keep_alive: Some(CLIENT_KEEP_ALIVE),
-            ..ConnectionLimits::default()
-        };
-        let endpoint = endpoint::client(Arc::new(tls), &limits)
-            .map_err(|error| ConnectError::Endpoint(Arc::new(error)))?;
+        let endpoint = profile_endpoint(self.profile)?;
         let fixed = !self.servers.is_empty();
         let addresses = if fixed { self.servers } else { self.profile.addresses.clone() };
         let (timeout, told) = (self.connect_timeout, Mutex::default());
-        let dialer = Dialer { endpoint, addresses, timeout, fixed, told };
+        let search = if fixed { None } else { Search::of(self.profile) };
+        let site = self.profile.site.clone();
+        let dialer = Dialer { endpoint, site, addresses, timeout, fixed, told, search };
         let link = Arc::new(Link::new(dialer, self.request_timeout));
         link.session().await?;
         Ok(Client { link })
     }
+}
+
+/// An endpoint that dials as the client of this profile.
+fn profile_endpoint(profile: &Profile) -> Result<quinn::Endpoint, ConnectError> {
+    let tls = tls::client_config(&profile.credentials(), &[tls::ALPN_CLIENT])
+        .map_err(|error| ConnectError::Tls(Arc::new(error)))?;
+    let limits = ConnectionLimits {
+        // Nodes open no streams.
+        streams_max: 0,
+        // Each stream has its own window. A sum over all would let one reader that pauses stop the others.
+        receive_window: u32::MAX,
+        keep_alive: Some(CLIENT_KEEP_ALIVE),
+        ..ConnectionLimits::default()
+    };
+    endpoint::client(Arc::new(tls), &limits)
+        .map_err(|error| ConnectError::Endpoint(Arc::new(error)))
+}
+
+fn is_loopback(address: &Address) -> bool {
+    let ip = address.host().parse::<std::net::IpAddr>();
+    address.host() == "localhost" || ip.is_ok_and(|ip| ip.to_canonical().is_loopback())
 }
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);

@@ -37,6 +37,8 @@ pub struct Config {
     pub listen: Listen,
     /// What it may take of the disk and of memory for it.
     pub storage: Storage,
+    /// How it is found, and finds others.
+    pub discovery: Discovery,
     /// What others may take of it.
     pub limits: Limits,
     /// What a new topic gets when its maker does not say.
@@ -90,6 +92,17 @@ pub struct Storage {
     /// Bytes held back, let go when the disk is full so that old records can still be deleted.
     #[serde(with = "units::ballast")]
     pub ballast: u64,
+}
+
+/// `[discovery]`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Discovery {
+    /// Whether the node announces itself on the networks that it listens on, and hears of others there.
+    pub mdns: bool,
+    /// A domain whose DNS names the nodes of the site, for networks that multicast does not pass.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub domain: Option<String>,
 }
 
 /// `[limits]`
@@ -291,6 +304,12 @@ impl Default for Listen {
 impl Default for Storage {
     fn default() -> Self {
         Self { shards: SHARDS_DEFAULT, cache: 32 * MIB, low_space: 256 * MIB, ballast: 64 * MIB }
+    }
+}
+
+impl Default for Discovery {
+    fn default() -> Self {
+        Self { mdns: true, domain: None }
     }
 }
 

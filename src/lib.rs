@@ -17,6 +17,7 @@ pub mod wire;
 pub mod broker;
 pub mod replication;
 
+pub mod discovery;
 pub mod net;
 // The fuzzer builds without the server, and reads what peers send.
 #[cfg(any(feature = "server", fuzzing))]

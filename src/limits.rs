@@ -298,8 +298,9 @@ pub const PEER_QUEUE_BYTES_MAX: usize = 2 * PEER_MESSAGE_LEN_MAX;
 pub const CALL_LEN_MAX: usize = 4 * 1024 * 1024;
 /// Calls to one peer that may be under way, each way: more wait. Each may hold a request or an answer in memory.
 pub const CALLS_PER_PEER_MAX: u32 = 16;
-/// Addresses of one peer that are dialled. More are not looked at.
-pub const PEER_ADDRESSES_MAX: usize = 8;
+/// Addresses of one peer that are dialled: what it says of itself, where it came from, what was announced. More are not
+/// looked at.
+pub const PEER_ADDRESSES_MAX: usize = 16;
 /// Largest datagram between nodes: what fits the smallest packet that QUIC allows, with room for its own fields.
 pub const PEER_DATAGRAM_LEN_MAX: usize = 1_100;
 /// Most nodes that a heartbeat names as heard: they must leave room for digests in the datagram. A node that hears more names
@@ -328,3 +329,65 @@ pub const PEER_HANDSHAKES_SPARE: usize = 16;
 /// Connections of other nodes that are served. Each node of a site has two, and for some seconds those of its former
 /// boot. More are closed with `Busy`.
 pub const PEER_CONNECTIONS_MAX: usize = 64;
+
+// ---- discovery ----
+
+/// Nodes that are known by their announcements: a site has one to five, and others may be on the same network. Beyond it
+/// one that no dial has reached makes room, or the new one is dropped.
+pub const CANDIDATES_MAX: usize = 64;
+/// Nodes that one source alone may name: a flood of multicast leaves room for what DNS says.
+pub const CANDIDATES_PER_SOURCE_MAX: usize = 48;
+/// Announcements of one node: each source once, and a former name. More are dropped.
+pub const SIGHTINGS_PER_CANDIDATE_MAX: usize = 4;
+/// Addresses of one announcement. More are not looked at.
+pub const SIGHTING_ADDRESSES_MAX: usize = 8;
+/// Addresses of one announced node that are dialled beside those that its site knows.
+pub const DISCOVERED_ADDRESSES_MAX: usize = 4;
+/// Addresses whose failed dials are remembered; the one that may be tried again first is forgotten.
+pub const DIAL_FAILURES_REMEMBERED: usize = 256;
+/// How long an address that failed is tried after all others; it doubles with each failure in a row.
+pub const DIAL_FAILURE_FIRST: Duration = Duration::from_secs(1);
+/// Longest time for that: a machine that comes back is found again within it.
+pub const DIAL_FAILURE_LAST: Duration = Duration::from_secs(60);
+/// Longest value of a TXT key that is read. A name has 63 bytes, all others are shorter.
+pub const TXT_VALUE_LEN_MAX: usize = 64;
+/// TXT keys of one announcement that are looked at.
+pub const TXT_KEYS_MAX: usize = 32;
+/// Records that mDNS may hold in memory, some eight for a node. With more it forgets all and asks anew.
+pub const MDNS_RECORDS_MAX: i64 = 2_000;
+/// How often that is counted.
+pub const MDNS_COUNT_INTERVAL: Duration = Duration::from_secs(15);
+/// How soon mDNS is begun anew when it has ended.
+pub const MDNS_RETRY: Duration = Duration::from_secs(10);
+/// A load is announced again when it has moved by so many of 100.
+pub const LOAD_STEP: u8 = 10;
+/// How often it is looked whether an announcement still says what is so. Multicast wakes every machine of a network.
+pub const ANNOUNCE_INTERVAL: Duration = Duration::from_secs(5);
+/// After so long without a word of any other node by multicast, while the site has others, the log says so.
+pub const MULTICAST_SILENCE: Duration = Duration::from_secs(30);
+/// How long a stopping node waits until its goodbye has been sent.
+pub const GOODBYE_MAX: Duration = Duration::from_millis(500);
+/// How long the addresses of a profile or an invite may be silent before a client looks round for others.
+pub const DISCOVER_AFTER: Duration = Duration::from_millis(700);
+/// How long announcements are gathered before one is chosen: nodes answer a question within a quarter of a second.
+pub const DISCOVER_GATHER: Duration = Duration::from_millis(300);
+/// How long a client remembers a node that was announced: as long as multicast's own records of addresses live.
+pub const CANDIDATE_LIFE: Duration = Duration::from_secs(120);
+/// A dial of an announced address that had no answer for so long counts as failed when the round ends.
+pub const DIAL_SILENT: Duration = Duration::from_secs(1);
+/// How long a node that announces itself may take to prove that it is there, when somebody looks who is.
+pub const DISCOVER_PROBE: Duration = Duration::from_secs(2);
+/// How long one question to a name server waits.
+pub const DNS_ATTEMPT_MAX: Duration = Duration::from_millis(1_500);
+/// How long name servers may take for a question of discovery with all tries.
+pub const DNS_ANSWER_MAX: Duration = Duration::from_secs(3);
+/// Least and longest time that a node's records count: a zone may say 0, and may be forgotten.
+pub const DNS_LIFE_MIN: Duration = Duration::from_secs(10);
+/// See [`DNS_LIFE_MIN`].
+pub const DNS_LIFE_MAX: Duration = Duration::from_secs(60 * 60);
+/// How often a node asks the domain of its site.
+pub const DNS_INTERVAL: Duration = Duration::from_secs(60);
+/// The same after a failure, or while it hears nothing of a node.
+pub const DNS_RETRY: Duration = Duration::from_secs(5);
+/// How long a machine that joins looks for its site.
+pub const DISCOVER_JOIN: Duration = Duration::from_secs(3);

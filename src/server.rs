@@ -6,6 +6,7 @@ mod acks;
 mod clock;
 mod connection;
 mod damage;
+mod discovery;
 mod doors;
 mod drain;
 mod engine;
@@ -73,6 +74,7 @@ use crate::{
     broker::ClockGuard,
     cluster::{BootClaim, GroupError, MetaGroup, MetaReject, MetaTiming, NodeInfo},
     config::Config,
+    discovery::{Candidates, Reach},
     limits::{DRAIN_MAX, JOINS_MAX, RELAY_IDLE_TIMEOUT},
     net::{
         ConnectionLimits, Credentials, ReloadableTls,
@@ -268,6 +270,8 @@ struct Ahead {
     relays: Arc<Relays>,
     group: Arc<MetaGroup>,
     doors: Arc<Doors>,
+    /// Where other nodes were heard to be.
+    found: watch::Sender<discovery::Found>,
     /// Opens the door for clients.
     open: watch::Sender<Option<Arc<Shared>>>,
     tasks: TaskTracker,
@@ -314,6 +318,7 @@ impl Server {
         let (ahead, disk) =
             Ahead::open(config, clock, identity, &credentials, &front, disk).await?;
         ahead.follow_addresses(disk.joined.as_ref());
+        ahead.discover(&credentials);
         let me = ahead.enter(&disk).await?;
         ahead.links.set_incarnation(me.incarnation);
         let queue = CommitQueue::new();
@@ -460,6 +465,7 @@ impl Ahead {
             relays,
             group,
             doors,
+            found: watch::Sender::default(),
             open,
             tasks,
             guard,
@@ -479,12 +485,16 @@ impl Ahead {
             (Arc::clone(&self.group), self.links.clone(), Arc::clone(&self.peers));
         let stopping = self.doors.stopping.clone();
         let introduced = joined.map(|joined| joined.nodes.clone()).unwrap_or_default();
+        let mut announced = self.found.subscribe();
         self.tasks.spawn(async move {
             let mut applied = group.applied();
             let mut known = BTreeMap::new();
             loop {
                 applied.mark_unchanged();
-                let found = peers_of(&group, &introduced, &peers);
+                let found = {
+                    let announced = announced.borrow_and_update();
+                    peers_of(&group, &introduced, &peers, &announced)
+                };
                 if found != known {
                     links.set_peers(found.clone());
                     known = found;
@@ -494,10 +504,26 @@ impl Ahead {
                     () = stopping.cancelled() => return,
                     // The sender lives in the group.
                     _ = applied.changed() => {}
+                    // Its sender goes when the start has failed.
+                    Ok(()) = announced.changed() => {}
                     () = peers.came.notified() => {}
                 }
             }
         });
+    }
+
+    /// Announces this node once it serves, and hears of the others at once, where multicast can reach anybody.
+    fn discover(&self, credentials: &Credentials) {
+        let reach = Reach::of(self.address.ip()).filter(|_| self.config.discovery.mdns);
+        let base = discovery::base(&self.identity, credentials, self.group.me());
+        if let Some(base) = base {
+            let (group, doors) = (Arc::clone(&self.group), Arc::clone(&self.doors));
+            let (found, port) = (self.found.clone(), self.address.port());
+            let table = Mutex::new(Candidates::of_site(Some(base.ca)));
+            let beacon = discovery::Beacon { group, doors, found, base, port, table };
+            let domain = self.config.discovery.domain.clone();
+            self.tasks.spawn(discovery::run(beacon, reach, domain));
+        }
     }
 
     /// Takes this boot's place in the site, as long as it takes to find somebody who can give it.
@@ -627,11 +653,12 @@ impl Ahead {
 }
 
 /// The other nodes of the site as the metadata names them, else as the site did when this node joined. Where a node has
-/// come from is tried, too: it may have moved, or never have registered.
+/// come from, and where one announces itself, is tried, too: it may have moved, or never have registered.
 fn peers_of(
     group: &MetaGroup,
     introduced: &[wire::NodeInfo],
     peers: &Peers,
+    announced: &discovery::Found,
 ) -> BTreeMap<NodeId, PeerAddress> {
     let me = group.me();
     let mut found: BTreeMap<NodeId, PeerAddress> = group.read(|site| {
@@ -649,7 +676,8 @@ fn peers_of(
         };
         found.extend(introduced.iter().filter_map(address));
     }
-    for (node, address) in peers.seen_at() {
+    let announced = announced.iter().flat_map(|(node, all)| all.iter().map(|a| (*node, a.clone())));
+    for (node, address) in peers.seen_at().into_iter().chain(announced) {
         if let Some(known) = found.get_mut(&node)
             && !known.addresses.contains(&address)
         {

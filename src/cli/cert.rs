@@ -123,6 +123,8 @@ pub(super) fn client_profile(
         name,
         site: authority.site().clone(),
         addresses,
+        discovery: true,
+        domain: None,
         ca: authority.certificate_pem().into(),
         certificate: Some(issued.certificate_pem),
         key: Some(issued.key_pem),

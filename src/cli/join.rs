@@ -13,7 +13,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use super::{
-    ConfigFile, Global,
+    ConfigFile, Global, cert,
     exit::Failure,
     init::{Files, make_directory, next_command, parent_of, service_user},
     now,
@@ -23,7 +23,8 @@ use super::{
 };
 use crate::{
     config::{Config, host_name},
-    limits::INVITE_LEN_MAX,
+    discovery::{CaPrefix, Until, gather},
+    limits::{DISCOVER_JOIN, INVITE_LEN_MAX},
     net::{
         Address, Invite,
         advertise::advertised,
@@ -40,7 +41,8 @@ use crate::{
 /// `dunlin join`
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "The node of the invite is asked only after it has proven to be of the invite's site.\n\
+    after_help = "The node of the invite is asked only after it has proven to be of the invite's site. When the\n\
+    addresses in the invite do not answer, the site is looked for on this network (multicast DNS).\n\
     Nothing is overwritten: a machine that has data or certificates is refused. A join that was\n\
     cut off goes on when it is run again with the same invite.\n\n\
     Examples:\n  \
@@ -117,7 +119,12 @@ impl Join {
         };
         let addresses = advertised(&config.listen.advertise, config.listen.address);
         let request = draft.request(&invite, &addresses)?;
-        let welcome = joiner::join(&invite, &request).await?;
+        let welcome = joiner::join(
+            &invite,
+            &request,
+            look_round(&invite, config.discovery.domain.as_deref()),
+        )
+        .await?;
         let own = |welcome: &JoinWelcome| IssuedCertificate {
             certificate_pem: welcome.certificate_pem.clone(),
             key_pem: draft.key.clone(),
@@ -210,6 +217,27 @@ impl Done {
         }
         text.push_str(&format!("Next: {}\n", self.next));
         text
+    }
+}
+
+/// Where nodes of the invite's site announce themselves on this network. An invite that names this machine itself leads
+/// nowhere else.
+async fn look_round(invite: &Invite, domain: Option<&str>) -> Vec<Address> {
+    if invite.addresses.iter().any(cert::is_loopback) {
+        return Vec::new();
+    }
+    let site = Some(CaPrefix::of(invite.ca.as_bytes()));
+    match gather(site, domain, Until::Found(DISCOVER_JOIN)).await {
+        Ok(table) => {
+            let found = table.order(DISCOVER_JOIN, rand::random());
+            let address =
+                |socket: SocketAddr| Address::new(&socket.ip().to_string(), socket.port());
+            found.into_iter().filter_map(|socket| address(socket).ok()).collect()
+        }
+        Err(error) => {
+            tracing::debug!(%error, "the site cannot be looked for");
+            Vec::new()
+        }
     }
 }
 

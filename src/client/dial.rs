@@ -22,10 +22,13 @@ mod refusal;
 use self::refusal::refusal;
 use super::{
     error::{ConnectError, StreamError},
+    search::{Hunt, Search},
     stream::{FrameReader, control, send_control},
 };
 use crate::{
+    limits::{DIAL_SILENT, DISCOVER_AFTER},
     net::{Address, authority::NODE_SERVER_NAME},
+    types::SiteName,
     wire::{CloseCode, FrameType, GoAway, Hello, PROTOCOL_VERSION, PROTOCOL_VERSION_MIN, Welcome},
 };
 
@@ -63,12 +66,15 @@ impl Session {
 #[derive(Debug)]
 pub(super) struct Dialer {
     pub(super) endpoint: Endpoint,
+    pub(super) site: SiteName,
     pub(super) addresses: Vec<Address>,
     pub(super) timeout: Duration,
     /// Only the given addresses are tried, whatever a node tells.
     pub(super) fixed: bool,
     /// Nodes that were told by one of the site.
     pub(super) told: Mutex<Vec<Address>>,
+    /// Where nodes announce themselves, if that may be asked.
+    pub(super) search: Option<Search>,
 }
 
 /// What is known of the last connection when the next is dialled.
@@ -80,22 +86,25 @@ pub(super) enum Before {
     Bad(Address),
 }
 
-type Candidate = (Address, SocketAddr);
+pub(super) type Candidate = (Address, SocketAddr);
 /// No error means silence.
-type Greeted = Result<Session, Option<ConnectError>>;
+pub(super) type Greeted = Result<Session, Option<ConnectError>>;
 
 impl Dialer {
-    /// Tries all addresses, and again those that stay silent.
+    /// Tries all addresses, and again those that stay silent; when they are, what nodes announce.
     pub(super) async fn dial(&self, before: Option<&Before>) -> Result<Session, ConnectError> {
+        let mut race = Race::new(self);
         let round = async {
             let (candidates, unresolved) = self.resolve(before).await;
-            if candidates.is_empty() {
+            if candidates.is_empty() && self.search.is_none() {
                 return Err(unresolved.unwrap_or(ConnectError::NoAddress));
             }
-            self.race(&candidates).await
+            race.enter(candidates);
+            race.run().await
         };
-        let session =
-            timeout(self.timeout, round).await.unwrap_or_else(|_| Err(self.unreachable()))?;
+        let ended = timeout(self.timeout, round).await;
+        race.note_the_silent();
+        let session = ended.unwrap_or_else(|_| Err(race.lost()))?;
         let told = session.welcome.nodes.iter().flat_map(|node| &node.addresses);
         let told: Vec<Address> =
             told.filter_map(|address| address.parse().ok()).take(ADDRESSES_TOLD_MAX).collect();
@@ -134,65 +143,197 @@ impl Dialer {
                 }
             }
         }
+        if let Some(search) = &self.search {
+            let heard = search.order().into_iter().filter_map(heard_at);
+            candidates.extend(heard);
+        }
         (candidates, error)
     }
 
-    /// A silent address is dialled again, because a node that restarts has not heard what was sent before; one that
-    /// answers badly is out. The first good answer wins, the others are dropped.
-    async fn race(&self, candidates: &[Candidate]) -> Result<Session, ConnectError> {
-        let mut attempts: JoinSet<(usize, Greeted)> = JoinSet::new();
-        let mut out = vec![false; candidates.len()];
-        let mut refused: Option<ConnectError> = None;
-        let mut stagger = STAGGER_FIRST;
-        let mut started = 0;
-        let mut start_at = Instant::now();
-        loop {
-            tokio::select! {
-                biased;
-                Some(Ok((at, greeted))) = attempts.join_next() => {
-                    match greeted {
-                        Ok(session) => return Ok(session),
-                        Err(None) => {}
-                        Err(Some(error)) => {
-                            debug!(%error, "node did not let us in");
-                            out[at] = true;
-                            // The first definite answer says most.
-                            if refused.as_ref().is_none_or(|refused| !refused.is_definite()) {
-                                refused = Some(error);
-                            }
-                        }
-                    }
-                    if out.iter().all(|out| *out) {
-                        return Err(refused.unwrap_or_else(|| self.unreachable()));
-                    }
-                    if started < candidates.len() {
-                        start_at = Instant::now();
-                    }
-                }
-                () = sleep_until(start_at), if attempts.len() < ATTEMPTS_MAX => {
-                    // At least one is not out, or the round would be over.
-                    while out[started % candidates.len()] {
-                        started += 1;
-                    }
-                    let at = started % candidates.len();
-                    let (address, socket) = candidates[at].clone();
-                    let endpoint = self.endpoint.clone();
-                    attempts.spawn(async move { (at, greet(&endpoint, address, socket).await) });
-                    started += 1;
-                    start_at = Instant::now() + stagger;
-                    stagger = (stagger * 3 / 2).min(STAGGER_LAST);
-                }
-            }
-        }
-    }
-
     fn unreachable(&self) -> ConnectError {
+        if self.addresses.is_empty() {
+            return ConnectError::NotFound { site: self.site.clone(), waited: self.timeout };
+        }
         let names: Vec<_> = self.addresses.iter().map(Address::to_string).collect();
         ConnectError::Unreachable { addresses: names.join(", "), waited: self.timeout }
     }
 }
 
-async fn greet(endpoint: &Endpoint, address: Address, socket: SocketAddr) -> Greeted {
+/// An announced address, in the form in which addresses are given.
+pub(super) fn heard_at(socket: SocketAddr) -> Option<Candidate> {
+    Some((Address::new(&socket.ip().to_string(), socket.port()).ok()?, socket))
+}
+
+/// One round of dials.
+struct Race<'a> {
+    dialer: &'a Dialer,
+    candidates: Vec<Candidate>,
+    /// Which of them have given a bad answer.
+    out: Vec<bool>,
+    /// When each was dialled first.
+    dialled: Vec<Option<Instant>>,
+    attempts: JoinSet<(usize, Greeted)>,
+    refused: Option<ConnectError>,
+}
+
+impl<'a> Race<'a> {
+    fn new(dialer: &'a Dialer) -> Self {
+        Self {
+            dialer,
+            candidates: Vec::new(),
+            out: Vec::new(),
+            dialled: Vec::new(),
+            attempts: JoinSet::new(),
+            refused: None,
+        }
+    }
+
+    /// Adds those that are not in it.
+    fn enter(&mut self, candidates: Vec<Candidate>) {
+        for candidate in candidates {
+            let known = self.candidates.iter().any(|(_, socket)| *socket == candidate.1);
+            if !known && self.candidates.len() < CANDIDATES_MAX {
+                self.candidates.push(candidate);
+                self.out.push(false);
+                self.dialled.push(None);
+            }
+        }
+    }
+
+    /// A silent address is dialled again, because a node that restarts has not heard what was sent before; one that
+    /// answers badly is out. The first good answer wins, the others are dropped.
+    async fn run(&mut self) -> Result<Session, ConnectError> {
+        let mut stagger = STAGGER_FIRST;
+        let mut next = 0;
+        let now = Instant::now();
+        let (mut start_at, mut search_at) = (now, now + DISCOVER_AFTER);
+        let search = self.dialer.search.as_ref();
+        let mut hunt: Option<Hunt<'_>> = None;
+        loop {
+            let all_out = self.out.iter().all(|out| *out);
+            if all_out {
+                search_at = now;
+            }
+            tokio::select! {
+                biased;
+                Some(Ok((at, greeted))) = self.attempts.join_next() => {
+                    if let Some(session) = self.answered(at, greeted)? {
+                        return Ok(session);
+                    }
+                    if self.out.iter().all(|out| *out) && search.is_none() {
+                        return Err(self.lost());
+                    }
+                    if next < self.candidates.len() {
+                        start_at = Instant::now();
+                    }
+                }
+                () = sleep_until(start_at), if !all_out && self.attempts.len() < self.attempts_max() => {
+                    // Once each was dialled, in turn.
+                    while self.out[next % self.out.len()] {
+                        next += 1;
+                    }
+                    self.begin(next % self.out.len());
+                    next += 1;
+                    let crowd = self.is_crowded().then_some(STAGGER_CROWD);
+                    start_at = Instant::now() + crowd.unwrap_or(stagger);
+                    stagger = (stagger * 3 / 2).min(STAGGER_LAST);
+                }
+                () = sleep_until(search_at), if search.is_some() && hunt.is_none() => {
+                    debug!(site = %self.dialer.site, "looking for nodes that announce themselves");
+                    hunt = search.map(Search::begin);
+                }
+                found = more(&mut hunt) => {
+                    let first_new = self.candidates.len();
+                    self.enter(found.into_iter().filter_map(heard_at).collect());
+                    if self.candidates.len() > first_new {
+                        (next, start_at, stagger) = (first_new, Instant::now(), STAGGER_FIRST);
+                    }
+                }
+            }
+        }
+    }
+
+    fn begin(&mut self, at: usize) {
+        let (address, socket) = self.candidates[at].clone();
+        let endpoint = self.dialer.endpoint.clone();
+        self.dialled[at].get_or_insert_with(Instant::now);
+        let most = if self.is_crowded() { DIAL_SILENT } else { self.dialer.timeout };
+        self.attempts.spawn(async move {
+            let greeted = timeout(most, greet(&endpoint, address, socket)).await;
+            (at, greeted.unwrap_or(Err(None)))
+        });
+    }
+
+    /// No site has so many addresses: somebody announces what is not there, and each is dialled for a moment only.
+    fn is_crowded(&self) -> bool {
+        self.dialer.search.is_some() && self.candidates.len() > 2 * ATTEMPTS_MAX
+    }
+
+    fn attempts_max(&self) -> usize {
+        if self.is_crowded() { ATTEMPTS_CROWD_MAX } else { ATTEMPTS_MAX }
+    }
+
+    /// An error ends the round: a node of the site has said what no other will say differently.
+    fn answered(&mut self, at: usize, greeted: Greeted) -> Result<Option<Session>, ConnectError> {
+        let (_, socket) = &self.candidates[at];
+        let search = self.dialer.search.as_ref();
+        let error = match greeted {
+            Ok(session) => {
+                // Nobody dials it again, nor calls it silent.
+                self.out[at] = true;
+                if let Some(search) = search {
+                    search.reached(*socket, session.welcome.node_id);
+                }
+                return Ok(Some(session));
+            }
+            Err(None) => return Ok(None),
+            Err(Some(error)) => error,
+        };
+        debug!(%error, "node did not let us in");
+        self.out[at] = true;
+        if let Some(search) = search {
+            search.failed(*socket);
+            if matches!(
+                error,
+                ConnectError::CertificateRefused { .. } | ConnectError::Version { .. }
+            ) && self.out.iter().all(|out| *out)
+            {
+                return Err(error);
+            }
+        }
+        // The first definite answer says most.
+        if self.refused.as_ref().is_none_or(|refused| !refused.is_definite()) {
+            self.refused = Some(error);
+        }
+        Ok(None)
+    }
+
+    /// Why the round was lost.
+    fn lost(&mut self) -> ConnectError {
+        self.refused.take().unwrap_or_else(|| self.dialer.unreachable())
+    }
+
+    /// Has the next round try others before those that gave no answer in this one.
+    fn note_the_silent(&self) {
+        let Some(search) = &self.dialer.search else { return };
+        for (nth, (_, socket)) in self.candidates.iter().enumerate() {
+            let silent = self.dialled[nth].is_some_and(|since| since.elapsed() > DIAL_SILENT);
+            if silent && !self.out[nth] {
+                search.failed(*socket);
+            }
+        }
+    }
+}
+
+/// What a search finds; nothing while there is none.
+async fn more(hunt: &mut Option<Hunt<'_>>) -> Vec<SocketAddr> {
+    match hunt {
+        Some(hunt) => hunt.next().await,
+        None => std::future::pending().await,
+    }
+}
+
+pub(super) async fn greet(endpoint: &Endpoint, address: Address, socket: SocketAddr) -> Greeted {
     let protocol = |why: String| Some(ConnectError::Protocol { address: address.clone(), why });
     let connecting =
         endpoint.connect(socket, NODE_SERVER_NAME).map_err(|error| protocol(error.to_string()))?;
@@ -289,8 +430,13 @@ const SILENCE_MAX: Duration = Duration::from_millis(600);
 const SILENCE_ROUND_TRIPS: u32 = 6;
 /// Addresses that are remembered of those that a node tells.
 const ADDRESSES_TOLD_MAX: usize = 64;
+/// Addresses of one round. More are not tried.
+const CANDIDATES_MAX: usize = 128;
 /// As RFC 8305 recommends for the second address.
 const STAGGER_FIRST: Duration = Duration::from_millis(250);
 const STAGGER_LAST: Duration = Duration::from_secs(2);
 /// Dials under way at once.
 const ATTEMPTS_MAX: usize = 8;
+/// The same among many addresses, most of which must be false: all that a table holds are tried within one round.
+const ATTEMPTS_CROWD_MAX: usize = 32;
+const STAGGER_CROWD: Duration = Duration::from_millis(25);

@@ -4,7 +4,7 @@ use std::{io, sync::Arc, time::Duration};
 
 use crate::{
     net::{Address, endpoint::EndpointError, frames::FrameError, tls::TlsError},
-    types::{Offset, TopicName},
+    types::{Offset, SiteName, TopicName},
     wire::{BadBatch, BadFrame, BadRecord, Code, Culprit, Fault, Retry},
 };
 
@@ -41,6 +41,14 @@ pub enum ConnectError {
     /// Neither the profile nor the caller says where to go.
     #[error("no node address is given")]
     NoAddress,
+    /// Nobody announces the site, and no address is given or answers.
+    #[error("no node of site '{site}' was found on this network within {} s", waited.as_secs_f32())]
+    NotFound {
+        /// The site of the profile.
+        site: SiteName,
+        /// How long it was looked for.
+        waited: Duration,
+    },
     /// The answer is no greeting of this protocol.
     #[error("{address} does not speak this protocol: {why}")]
     Protocol {
@@ -97,7 +105,10 @@ impl ConnectError {
             | Self::Tls(_)
             | Self::Version { .. } => Culprit::Client,
             Self::Fault { fault, .. } => fault.culprit,
-            Self::Closed { .. } | Self::Protocol { .. } | Self::Unreachable { .. } => Culprit::Node,
+            Self::Closed { .. }
+            | Self::NotFound { .. }
+            | Self::Protocol { .. }
+            | Self::Unreachable { .. } => Culprit::Node,
         }
     }
 
@@ -110,6 +121,10 @@ impl ConnectError {
             }
             Self::Fault { fault, .. } => return fault.hint.clone(),
             Self::NoAddress => "name a node by --server HOST:PORT or in the profile",
+            Self::NotFound { .. } => {
+                "see what can be heard: dunlin discover; where multicast does not pass, name a node by --server \
+                 HOST:PORT or in the profile"
+            }
             Self::NotThisSite { why, .. } if why.contains("xpired") => {
                 "renew the node's certificate; if it is new, compare the clocks"
             }
@@ -137,7 +152,10 @@ impl ConnectError {
             | Self::Tls(_)
             | Self::Version { .. } => true,
             Self::Fault { fault, .. } => fault.retry == Retry::Never,
-            Self::Closed { .. } | Self::Resolve { .. } | Self::Unreachable { .. } => false,
+            Self::Closed { .. }
+            | Self::NotFound { .. }
+            | Self::Resolve { .. }
+            | Self::Unreachable { .. } => false,
         }
     }
 }

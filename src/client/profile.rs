@@ -29,8 +29,16 @@ pub struct Profile {
     pub name: ClientName,
     /// The site.
     pub site: SiteName,
-    /// Where nodes of the site listen.
+    /// Where nodes of the site listen. None: the site is looked for on this network.
+    #[serde(default)]
     pub addresses: Vec<Address>,
+    /// Whether the site is looked for on this network when no address answers. A profile that names an address of this
+    /// machine itself never leads elsewhere.
+    #[serde(default = "yes", skip_serializing_if = "is_yes")]
+    pub discovery: bool,
+    /// A domain whose DNS names the nodes (DNS-SD): it is asked beside the network, with the same end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub domain: Option<String>,
     /// Certificate of the site's authority (PEM).
     pub ca: String,
     /// The client's certificate (PEM); without one it comes as nobody, where a node lets nobody in.
@@ -63,8 +71,8 @@ impl Profile {
         let text = secret_file::read_private(path)?;
         let bad = |problem: String| ProfileError::Bad { path: path.into(), problem };
         let profile: Self = toml::from_str(&text).map_err(|error| bad(one_line(&error, &text)))?;
-        if profile.addresses.is_empty() {
-            return Err(bad("key 'addresses' names no node".into()));
+        if profile.addresses.is_empty() && !profile.discovery {
+            return Err(bad("key 'addresses' names no node, and 'discovery' is off".into()));
         }
         if profile.certificate.is_some() != profile.key.is_some() {
             return Err(bad("keys 'certificate' and 'key' go together".into()));
@@ -124,6 +132,15 @@ pub fn user_profile() -> Option<PathBuf> {
     let config = variable("XDG_CONFIG_HOME").filter(|path| path.is_absolute());
     let config = config.or_else(|| variable("HOME").map(|home| home.join(".config")))?;
     Some(config.join("dunlin/client.toml"))
+}
+
+fn yes() -> bool {
+    true
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_yes(value: &bool) -> bool {
+    *value
 }
 
 fn default_paths() -> Vec<PathBuf> {
@@ -199,6 +216,8 @@ mod tests {
             name: "press".parse().expect("name"),
             site: "plant".parse().expect("name"),
             addresses: vec!["edge-1:7440".parse().expect("address")],
+            discovery: true,
+            domain: None,
             ca: "-----BEGIN CERTIFICATE-----\nAA==\n-----END CERTIFICATE-----\n".into(),
             certificate: Some("certificate\n".into()),
             key: Some("key\n".into()),
@@ -245,7 +264,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("a temporary directory");
         for (file, text) in [
             ("no-toml", "name = \"a\"\nSECRET\n"),
-            ("no-address", "name='a'\nsite='s'\naddresses=[]\nca='SECRET'\n"),
+            ("no-address", "name='a'\nsite='s'\ndiscovery=false\nca='SECRET'\n"),
             ("half", "name='a'\nsite='s'\naddresses=['h']\nca='c'\nkey='SECRET'\n"),
             ("unknown", "name='a'\nsite='s'\naddresses=['h']\nca='SECRET'\ncolour='red'\n"),
         ] {

@@ -35,6 +35,9 @@ shards = 12
 cache = "16MiB"
 low_space = "1GiB"
 ballast = 1048576
+[discovery]
+mdns = false
+domain = "plant.example"
 [limits]
 connections = 100
 streams_per_connection = 8
@@ -55,6 +58,7 @@ format = "json"
     assert_eq!(config.listen.http, None);
     assert_eq!(config.listen.advertise[0].to_string(), "edge-1.plant.example:7440");
     assert_eq!(config.storage.ballast, MIB);
+    assert!(!config.discovery.mdns);
     let settings = config.topic_defaults.settings();
     assert_eq!((settings.partitions, settings.retention.age_ms), (12, None));
     assert_eq!(settings.retention.bytes, Some(10 * 1024 * MIB));

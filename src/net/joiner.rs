@@ -58,16 +58,23 @@ pub fn client_config(ca: Fingerprint) -> Result<ClientConfig, TlsError> {
     Ok(config)
 }
 
-/// Asks the nodes of the invite, one after the other, to be let in. Done twice it has the effect of once.
+/// Asks the nodes of the invite, one after the other, to be let in. Done twice it has the effect of once. When none of them
+/// answers, `more` says where else to ask: who answers there must prove the same.
 ///
 /// # Errors
 /// [`JoinError`] of the node that had most to say.
-pub async fn join(invite: &Invite, request: &JoinRequest) -> Result<JoinWelcome, JoinError> {
+pub async fn join(
+    invite: &Invite,
+    request: &JoinRequest,
+    more: impl Future<Output = Vec<Address>>,
+) -> Result<JoinWelcome, JoinError> {
     let limits = ConnectionLimits { streams_max: 0, ..ConnectionLimits::default() };
     let endpoint = endpoint::client(Arc::new(client_config(invite.ca)?), &limits)?;
     let mut said: Option<JoinError> = None;
+    let mut addresses = invite.addresses.clone();
+    let mut more = Some(more);
     for _ in 0..JOIN_ROUNDS_MAX {
-        for address in &invite.addresses {
+        for address in &addresses {
             let error = match ask(&endpoint, invite, address, request).await {
                 Ok(welcome) => {
                     endpoint.close(VarInt::from_u32(CloseCode::Done.code()), b"");
@@ -83,6 +90,11 @@ pub async fn join(invite: &Invite, request: &JoinRequest) -> Result<JoinWelcome,
             if said.as_ref().is_none_or(|said| said.weight() < error.weight()) {
                 said = Some(error);
             }
+        }
+        if let Some(more) = more.take() {
+            let mut found = more.await;
+            found.append(&mut addresses);
+            addresses = found;
         }
     }
     // An invite has at least one address.

@@ -323,6 +323,10 @@ async fn resolve_all(
 }
 
 async fn resolve(address: &str) -> Result<Vec<SocketAddr>, DialError> {
+    // With the number of a link, too: `[fe80::1%2]:7440`.
+    if let Ok(socket) = address.parse() {
+        return Ok(vec![socket]);
+    }
     let bad = |why: String| DialError::Resolve { address: address.to_owned(), why };
     let parsed: Address = address.parse().map_err(|error| bad(format!("{error}")))?;
     if let Ok(ip) = parsed.host().parse::<IpAddr>() {

@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    net::SocketAddr,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -80,6 +81,8 @@ pub struct LinkStatus {
     pub connected_for: Option<Duration>,
     /// Round trip time on the control connection.
     pub rtt: Option<Duration>,
+    /// Where the control connection leads.
+    pub address: Option<SocketAddr>,
     /// What went wrong last.
     pub last_error: Option<String>,
     /// Messages that were dropped because there was no link or no room.
@@ -324,7 +327,8 @@ impl Link {
             node: self.node,
             name: self.address.borrow().name.clone(),
             connected_for: since.map(|since| since.elapsed()),
-            rtt: control.map(|up| up.connection.rtt()),
+            rtt: control.as_ref().map(|up| up.connection.rtt()),
+            address: control.map(|up| up.connection.remote_address()),
             last_error: self.control.error().clone().or_else(|| self.data.error().clone()),
             dropped: self.dropped.load(Ordering::Relaxed),
         }

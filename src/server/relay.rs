@@ -25,6 +25,7 @@ use super::{
 use crate::{
     limits::{PUBLISH_WINDOW_BATCHES, RELAY_DIAL_MAX},
     net::{authority::NODE_SERVER_NAME, frames::FrameReader},
+    peer::Links,
     types::{NodeId, ShardId},
     wire::{
         Ack, Code, Fault, FrameType, Hello, Nack, PROTOCOL_VERSION, PROTOCOL_VERSION_MIN,
@@ -196,9 +197,14 @@ impl Relays {
         if let Some(session) = session.as_ref().filter(|s| s.connection.close_reason().is_none()) {
             return Ok(session.connection.clone());
         }
-        let addresses: Vec<String> = engine.group.read(|site| {
+        // Where the link between the nodes leads has proven to be that node, and it may have moved.
+        let status = engine.links.get().map(Links::status).unwrap_or_default();
+        let linked =
+            status.into_iter().find(|link| link.node == node).and_then(|link| link.address);
+        let known = engine.group.read(|site| {
             site.nodes.get(&node).map(|node| node.info.addresses.clone()).unwrap_or_default()
         });
+        let addresses = linked.map(|address| address.to_string()).into_iter().chain(known);
         let mut error = "it has told no address".to_owned();
         for address in addresses {
             match self.dial(&address).await {

@@ -61,7 +61,7 @@ impl Machine {
     }
 
     async fn join(&self, invite: &Invite) -> Result<JoinWelcome, JoinError> {
-        joiner::join(invite, &self.request(invite)).await
+        joiner::join(invite, &self.request(invite), async { vec![] }).await
     }
 
     #[track_caller]
@@ -128,7 +128,7 @@ async fn who_has_no_good_invite_stays_out_and_both_sides_say_why() {
     assert!(fault.message.contains("expired"), "{fault}");
 
     let rubbish = JoinRequest { csr: Octets(vec![1, 2, 3]), ..machine.request(&invite) };
-    let fault = Machine::refused(joiner::join(&invite, &rubbish).await);
+    let fault = Machine::refused(joiner::join(&invite, &rubbish, async { vec![] }).await);
     assert_eq!(fault.code, Code::Invalid);
     let taken = Machine::new("own", 2);
     let fault = Machine::refused(taken.join(&invite).await);

@@ -17,6 +17,7 @@
 #[path = "../history/mod.rs"]
 mod history;
 
+mod discovery;
 mod failover;
 mod fault;
 mod network;
@@ -248,13 +249,17 @@ fn plan(given: &[&[Fault]]) -> Plan {
 
 /// A network in which hosts can be cut off. Without root there is none, which is said.
 fn switched(shape: Shape) -> Option<Network> {
+    switched_hosts(shape.nodes())
+}
+
+fn switched_hosts(hosts: usize) -> Option<Network> {
     let needs =
         network::run("unshare", &["--net", "true"]).and(network::run("nft", &["--version"]));
     if let Err(why) = needs {
         println!("no network namespaces ({why}): nothing is cut here");
         return None;
     }
-    Some(Network::switched(shape.nodes()).unwrap())
+    Some(Network::switched(hosts).unwrap())
 }
 
 /// The faults that `DUNLIN_TORTURE_FAULTS` names by the beginnings of their kinds, else all of them.

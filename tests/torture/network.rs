@@ -184,7 +184,7 @@ impl Switch {
         format!("{}-sw", self.prefix)
     }
 
-    fn host(&self, number: usize) -> String {
+    pub(crate) fn host(&self, number: usize) -> String {
         format!("{}-{number}", self.prefix)
     }
 }

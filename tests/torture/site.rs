@@ -387,7 +387,7 @@ impl Drop for Site {
     }
 }
 
-fn succeeds(command: &mut Command, input: &str) -> String {
+pub(crate) fn succeeds(command: &mut Command, input: &str) -> String {
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().unwrap();
     // One that needs no input may have ended.
@@ -398,7 +398,7 @@ fn succeeds(command: &mut Command, input: &str) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-const PROGRAM: &str = env!("CARGO_BIN_EXE_dunlin");
+pub(crate) const PROGRAM: &str = env!("CARGO_BIN_EXE_dunlin");
 const PORT: u16 = 7440;
 /// Copies of a shard, where there are as many data nodes.
 const REPLICATION_FACTOR: usize = 3;

@@ -91,7 +91,7 @@ impl Node {
             }
         };
         let result = tokio::select! {
-            result = join(&invite, &joining) => result,
+            result = join(&invite, &joining, async { vec![] }) => result,
             () = serve => panic!("the node has no end"),
         };
         (result, seen)
@@ -198,7 +198,7 @@ async fn a_site_of_another_name_under_the_same_authority_never_sees_the_secret()
         }
     };
     let error = tokio::select! {
-        result = join(&invite, &joining) => result.expect_err("refused"),
+        result = join(&invite, &joining, async { vec![] }) => result.expect_err("refused"),
         () = accept => panic!("the node has no end"),
     };
     assert!(matches!(error, JoinError::NotThisSite { .. }), "{error}");
