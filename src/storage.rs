@@ -47,7 +47,7 @@ pub use meta::{MetaSnapshot, MetaStore};
 pub use open::Options;
 pub use queue::{Closed, CommitQueue, Reservation};
 pub use read::{Chunk, Stats, Store};
-pub use recover::{Recovered, RecoveredShard};
+pub use recover::{Recovered, RecoveredPartition, RecoveredShard};
 pub use schema::{CHECKPOINT_BYTES, CHECKPOINT_ENTRIES, FORMAT_VERSION};
 pub use scrub::{Scrub, Scrubbed};
 pub use shard_log::LogPoint;

@@ -63,9 +63,8 @@ pub enum Seen {
 }
 
 impl Applied {
-    /// Takes up what the disk holds: partitions as of the log's end, producers as of the checkpoint, the entries since.
-    ///
-    /// A trim that is not committed yet may show already: it only hides what is about to go.
+    /// Takes up what the disk holds: ends of partitions as of the log's end, their starts and the producers as of the
+    /// checkpoint, the entries since.
     ///
     /// # Errors
     /// [`BadEntry`] when the log's tail cannot be understood.
@@ -95,6 +94,9 @@ impl Applied {
                 }
                 state.pending.push_back(entry);
             } else {
+                if entry.header.kind == EntryKind::Trim {
+                    apply_bounds(&mut state.partitions, &entry)?;
+                }
                 state.replay(&entry)?;
             }
         }

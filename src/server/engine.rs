@@ -30,7 +30,8 @@ use crate::{
     peer::{Links, Outgoing},
     replication::{self, Alarm, Envelope, LogChange, ShardCommand},
     storage::{
-        Change, CommitQueue, Recovered, RecoveredShard, Reservation, STATE_PARTITION, Store,
+        Change, CommitQueue, Recovered, RecoveredPartition, RecoveredShard, Reservation,
+        STATE_PARTITION, Store,
     },
     types::{Boot, Lsn, Offset, PartitionId, ShardId, Timestamp},
     wire::{Code, Entry, EntryKind, Fault, Retry},
@@ -130,11 +131,11 @@ impl Engine {
         recovered: Recovered,
     ) -> Result<(Arc<Self>, Asked), EngineError> {
         let Ground { me, group, store, queue, clock, metrics } = ground;
-        let newest = recovered.partitions.iter().map(|(_, _, bounds)| bounds.last_time).max();
+        let newest = recovered.partitions.iter().map(|found| found.bounds.last_time).max();
         let newest_record = newest.filter(|t| *t > Timestamp(0)).unwrap_or_else(|| clock.wall());
         let mut bounds: HashMap<ShardId, Vec<_>> = HashMap::new();
-        for (shard, partition, b) in recovered.partitions {
-            bounds.entry(shard).or_default().push((partition, b.start, b.end, b.last_time));
+        for RecoveredPartition { shard, id, bounds: b, applied_start } in recovered.partitions {
+            bounds.entry(shard).or_default().push((id, applied_start, b.end, b.last_time));
         }
         let mut slots = Vec::new();
         for found in recovered.shards {

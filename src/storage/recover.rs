@@ -25,7 +25,7 @@ use super::{
     writer::{Garbage, Writer},
 };
 use crate::{
-    types::{Epoch, Lsn, PartitionId, ShardId},
+    types::{Epoch, Lsn, Offset, PartitionId, ShardId},
     wire::{Entry, EntryHeader, EntryKind, batch::BATCH_HEADER_LEN},
 };
 
@@ -39,7 +39,20 @@ pub struct Recovered {
     /// Its shards, by number.
     pub shards: Vec<RecoveredShard>,
     /// Its partitions, by id.
-    pub partitions: Vec<(ShardId, PartitionId, Bounds)>,
+    pub partitions: Vec<RecoveredPartition>,
+}
+
+/// What a store held of one partition.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RecoveredPartition {
+    /// The shard that it belongs to.
+    pub shard: ShardId,
+    /// Which.
+    pub id: PartitionId,
+    /// What the whole log says of it.
+    pub bounds: Bounds,
+    /// Where it began as of the last checkpoint. A trim that came later is in the shard's tail, and may be cut off.
+    pub applied_start: Offset,
 }
 
 /// What a store held of one shard.
@@ -113,9 +126,13 @@ pub(super) fn recover(
     let mut partitions: Vec<_> = {
         let view = store.inner.view.read().unwrap_or_else(std::sync::PoisonError::into_inner);
         let live = view.partitions.keys().filter_map(|id| Some((*id, view.get(*id)?)));
-        live.map(|(id, p)| (p.facts.shard, id, p.facts.bounds())).collect()
+        let found = |(id, Partition { facts, .. }): (PartitionId, &Partition)| {
+            let applied_start = facts.kept.offset;
+            RecoveredPartition { shard: facts.shard, id, bounds: facts.bounds(), applied_start }
+        };
+        live.map(found).collect()
     };
-    partitions.sort_by_key(|(_, id, _)| *id);
+    partitions.sort_by_key(|partition: &RecoveredPartition| partition.id);
     let recovered = Recovered {
         disk_id: identity.disk_id,
         clean_shutdown: identity.clean,

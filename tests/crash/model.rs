@@ -192,10 +192,10 @@ impl Expected {
         let partitions = self.partitions.iter();
         let want: Vec<_> = partitions.map(|(id, naive)| (naive.shard, *id)).collect();
         let found: Vec<_> =
-            recovered.partitions.iter().map(|(shard, id, _)| (*shard, *id)).collect();
+            recovered.partitions.iter().map(|found| (found.shard, found.id)).collect();
         same("partitions", &found, &want)?;
-        for (_, id, bounds) in &recovered.partitions {
-            self.partitions[id].check_bounds(Some(*bounds))?;
+        for found in &recovered.partitions {
+            self.partitions[&found.id].check_bounds(Some(found.bounds))?;
         }
         self.check_reads(store, rng)
     }

@@ -85,6 +85,33 @@ fn a_high_watermark_is_durable_with_the_next_commit_and_costs_none() {
     assert_eq!(found().promised, Epoch(7), "a promise only grows");
 }
 
+/// A trim that is not applied may be cut off: what a replica begins with must not have it (seed 23 of three nodes on real
+/// stores hid records that the other two still showed).
+#[test]
+fn a_trim_that_may_be_cut_off_is_not_taken_for_applied() {
+    for checkpointed in [false, true] {
+        let disk = Disk::default();
+        let (_, mut writer, _) =
+            Store::open_backend(disk.clone(), disk.journal(), OPTIONS).expect("a good disk");
+        let mut author = Author::new(&Truth::new(SHARDS));
+        let mut entries: Vec<_> = (0..4).map(|_| author.records(ID, 100, 2, &mut Rng(5))).collect();
+        entries.push(author.trim_to(ID, 6));
+        writer.commit(&entries).expect("a good disk");
+        if checkpointed {
+            writer.checkpoint(Vec::new()).expect("a good disk");
+        }
+        drop(writer);
+        let (store, mut writer, recovered) =
+            Store::open_backend(disk.clone(), disk.journal(), OPTIONS).expect("a good disk");
+        let found = recovered.partitions[0];
+        assert_eq!((found.bounds.start, found.applied_start), (Offset(6), Offset(0)));
+        let trim = entries[4].header.lsn;
+        let cut = Change::Truncate(trim);
+        writer.perform(&[], vec![(0, shard_of(ID), cut)]).expect("a good disk");
+        assert_eq!(store.bounds(ID).expect("there").start, Offset(0));
+    }
+}
+
 #[test]
 fn what_the_collector_takes_from_a_log_is_told_and_stays_known() {
     let shard = shard_of(ID);

@@ -236,7 +236,8 @@ impl Node {
         let shard = recovered.shards.remove(0);
         let stored = stored(&shard);
         let bounds = recovered.partitions.iter();
-        let bounds = bounds.map(|(_, id, b)| (*id, b.start, b.end, b.last_time)).collect();
+        let bounds =
+            bounds.map(|p| (p.id, p.applied_start, p.bounds.end, p.bounds.last_time)).collect();
         let found = recovery(shard.state, shard.tail, bounds);
         let applied = Applied::new(found, stored.high_watermark).expect("our own entries");
         Self {
