@@ -24,6 +24,7 @@ mod node;
 mod pub_;
 mod recover;
 mod remote;
+mod replace;
 mod serve;
 mod sub;
 mod topic;
