@@ -9,6 +9,7 @@ pub mod own_broker;
 #[doc(hidden)]
 pub mod own_site;
 
+mod aside;
 mod bench;
 mod cert;
 mod cluster;

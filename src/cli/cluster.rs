@@ -3,7 +3,8 @@
 use clap::Subcommand;
 
 use super::{
-    Global, exit::Failure, output::Table, recover::Recover, remote::block_on, replace::Replace, units::print_ms,
+    Global, exit::Failure, output::Table, recover::Recover, remote::block_on, replace::Replace,
+    units::print_ms,
 };
 use crate::{
     client::Client,
