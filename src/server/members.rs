@@ -7,7 +7,7 @@ use tokio::{
     time::{MissedTickBehavior, interval},
 };
 
-use super::{connection::Shared, engine::Engine, start::REMOVED_FILE};
+use super::{connection::Shared, start::REMOVED_FILE};
 use crate::{
     cluster::{GroupError, MetaCommand, MetaGroup, SiteState, place},
     limits::{MEMBERS_INTERVAL, META_VOTERS_MAX},
