@@ -9,6 +9,7 @@ pub mod own_broker;
 #[doc(hidden)]
 pub mod own_site;
 
+mod aside;
 mod bench;
 mod cert;
 mod cluster;
@@ -25,6 +26,7 @@ mod node;
 mod pub_;
 mod recover;
 mod remote;
+mod replace;
 mod serve;
 mod sub;
 mod topic;

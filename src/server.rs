@@ -235,6 +235,11 @@ impl StartError {
             Self::Endpoint(EndpointError::Bind { .. }) | Self::Http { .. } => Some(
                 "another process may have the port: set listen.address or listen.http".to_owned(),
             ),
+            Self::Open { source: StoreError::InUse, .. } => {
+                Some("another dunlin runs on this data: is the service active?".to_owned())
+            }
+            Self::Open { source: StoreError::Corrupted(_) | StoreError::Foreign(_), .. }
+            | Self::Recovery(_) => Some(ANEW.to_owned()),
             Self::Group(GroupError::Rejected(MetaReject::OtherShards { have, .. })) => {
                 Some(format!("the number is fixed at the first start: set storage.shards = {have}"))
             }
@@ -244,13 +249,18 @@ impl StartError {
                     .to_owned(),
             ),
             Self::Group(GroupError::Rejected(MetaReject::Removed(_))) => Some(
-                "to let this machine join anew: move its data directory away, and use a new invite"
+                "to let this machine join anew: dunlin join --move-data-aside, with a new invite"
                     .to_owned(),
             ),
             _ => None,
         }
     }
 }
+
+/// What to do about data that cannot be used.
+const ANEW: &str = "nothing was deleted or moved. Put back data.redb, journal and meta.redb of one moment from a backup; \
+                    or, on a site of several nodes, let the machine join anew under another name: \
+                    dunlin join --move-data-aside INVITE, then dunlin cluster replace OLD NEW";
 
 /// The socket, and what it takes to change its certificates.
 struct Front {

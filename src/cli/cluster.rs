@@ -3,7 +3,8 @@
 use clap::Subcommand;
 
 use super::{
-    Global, exit::Failure, output::Table, recover::Recover, remote::block_on, units::print_ms,
+    Global, exit::Failure, output::Table, recover::Recover, remote::block_on, replace::Replace,
+    units::print_ms,
 };
 use crate::{
     client::Client,
@@ -42,6 +43,8 @@ enum ClusterCommand {
         #[arg(long)]
         node: Option<String>,
     },
+    /// Let a node take over all that another one holds, and take that one out of the site
+    Replace(Replace),
     /// Go on without data that is lost for good: what shards cannot go on by themselves, and what is left of them
     Recover(Recover),
     /// Let a node that was drained hold shards again
@@ -67,6 +70,7 @@ impl ClusterCommand {
         let status = client.cluster().status().await?;
         let (node, verb) = match self {
             Self::Status => return global.output().show(&status, in_words),
+            Self::Replace(replace) => return replace.run(&status, client, global).await,
             Self::Recover(recover) => return recover.run(&status, client, global).await,
             Self::Scrub { node } => {
                 let node = node.map(|node| find(&status, &node)).transpose()?;

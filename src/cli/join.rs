@@ -13,7 +13,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use super::{
-    ConfigFile, Global, cert,
+    ConfigFile, Global, aside, cert,
     exit::Failure,
     init::{Files, make_directory, next_command, parent_of, service_user},
     now,
@@ -43,17 +43,23 @@ use crate::{
 #[command(
     after_help = "The node of the invite is asked only after it has proven to be of the invite's site. When the\n\
     addresses in the invite do not answer, the site is looked for on this network (multicast DNS).\n\
-    Nothing is overwritten: a machine that has data or certificates is refused. A join that was\n\
-    cut off goes on when it is run again with the same invite.\n\n\
+    Nothing is overwritten: a machine that has data or certificates is refused, or with --move-data-aside\n\
+    they are moved into directories aside-N beside them. A join that was cut off goes on when it is run\n\
+    again with the same invite.\n\n\
     Examples:\n  \
     dunlin join dunlin-invite-1.pWRzaXRl...\n  \
-    dunlin join - --name edge-2 --advertise edge-2.plant.example < invite"
+    dunlin join - --name edge-2 --advertise edge-2.plant.example < invite\n  \
+    dunlin join --move-data-aside dunlin-invite-1.pWRzaXRl... --name edge-2b"
 )]
 pub struct Join {
     /// The invite that 'dunlin invite' printed on a node of the site, or - to read it from standard input
     token: String,
     #[command(flatten)]
     config: ConfigFile,
+    /// Begin anew: what this machine has of a site is moved aside, nothing of it is deleted. It is
+    /// another node then, with another name, as long as the site has the old one
+    #[arg(long)]
+    move_data_aside: bool,
     /// Name of this node [default: as configured, else the host name]
     #[arg(long, value_name = "NAME")]
     name: Option<NodeName>,
@@ -76,6 +82,9 @@ pub(super) struct Done {
     id: NodeId,
     role: NodeRole,
     files: Vec<PathBuf>,
+    /// Where what the machine had is now.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    aside: Vec<PathBuf>,
     /// Lines that the configuration needs, because they were given here.
     set: Vec<String>,
     next: String,
@@ -91,6 +100,7 @@ impl Join {
         Self {
             token: token.as_str().to_owned(),
             config: ConfigFile { path: Some(config) },
+            move_data_aside: false,
             name: None,
             data_dir: None,
             listen: None,
@@ -108,7 +118,10 @@ impl Join {
         if let Some(draft) = &kept {
             draft.clear_what_it_wrote(data, &pki);
         }
-        refuse_to_overwrite(data, &pki)?;
+        let old = match self.move_data_aside {
+            true => aside::check_stopped(data).map(|()| aside::OldAuthority::load(&pki))?,
+            false => refuse_to_overwrite(data, &pki).map(|()| None)?,
+        };
         let owner = service_user(data)?;
         make_directory(data, 0o700, owner)?;
         make_directory(parent_of(&pki), 0o755, None)?;
@@ -131,7 +144,16 @@ impl Join {
         };
         joiner::check(&invite, &request, own(&welcome), &welcome, now())?;
 
+        // Not before the site has said yes.
+        let aside = match self.move_data_aside {
+            true => aside::move_aside(data, &pki)?,
+            false => Vec::new(),
+        };
         let mut files = Files::default();
+        if let Some(key) = old.as_ref().and_then(|old| old.key_of(&welcome.ca_pem)) {
+            // The site has no other, perhaps.
+            files.write(pki.join(CA_KEY_FILE), key, Access::Private, owner)?;
+        }
         files.write(pki.join(NODE_KEY_FILE), &draft.key, Access::Private, owner)?;
         let certificate = pki.join(NODE_CERTIFICATE_FILE);
         files.write(certificate, &welcome.certificate_pem, Access::Public, owner)?;
@@ -148,6 +170,7 @@ impl Join {
             id: welcome.node,
             role: welcome.role,
             files: made,
+            aside,
             set,
             next: next_command(&self.config),
         })
@@ -209,6 +232,9 @@ impl Done {
         table.row(["number", &self.id.to_string()]).row(["role", self.role.as_str()]);
         for (i, file) in self.files.iter().enumerate() {
             table.row([if i == 0 { "made" } else { "" }, &file.display().to_string()]);
+        }
+        for (i, dir) in self.aside.iter().enumerate() {
+            table.row([if i == 0 { "moved to" } else { "" }, &dir.display().to_string()]);
         }
         let mut text = table.to_text();
         text.push('\n');
@@ -336,8 +362,8 @@ fn refuse_to_overwrite(data: &Path, pki: &Path) -> Result<(), Failure> {
     match found.into_iter().find(|path| secret_file::exists(path)) {
         None => Ok(()),
         Some(path) => Err(Failure::from(FileError::Exists { path }).hint(
-            "this machine belongs to a site already, nothing was changed: to let it join another one, stop it and \
-             move its data and pki directories away, or name others with --data-dir",
+            "this machine belongs to a site already, nothing was changed: to let it join anew, stop it and \
+             add --move-data-aside, or name other directories with --data-dir",
         )),
     }
 }

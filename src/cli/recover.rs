@@ -16,11 +16,11 @@ use crate::{
 /// `dunlin cluster recover`
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Without --accept-data-loss nothing is changed: it is shown which shards cannot go on, and what \
+    after_help = "Without --accept-data-loss nothing is changed: it is shown which shards cannot go on, and what\n\
     each node that is up has of them. First try to bring the nodes back that have more.\n\n\
-    With it, each of these shards goes on with the best copy that is left. What only others had is lost for ever, also if they \
-    come back: they take over the copy that was chosen. Offsets that readers have stored may not exist any more, or be of \
-    other records.\n\n\
+    With it, each of these shards goes on with the best copy that is left. What only others had is lost\n\
+    for ever, also if they come back: they take over the copy that was chosen. Offsets that readers have\n\
+    stored may not exist any more, or be of other records.\n\n\
     Examples:\n  \
     dunlin cluster recover\n  \
     dunlin cluster recover --accept-data-loss"

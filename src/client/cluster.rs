@@ -85,6 +85,14 @@ impl<'a> Cluster<'a> {
         self.done(&Request::RemoveNode { node }).await
     }
 
+    /// Lets one node take over all that another one holds. That one can be removed once it holds nothing.
+    ///
+    /// # Errors
+    /// [`RequestError`]; `Invalid` if one of them is no node, or the new one cannot hold records.
+    pub async fn replace_node(&self, old: NodeId, new: NodeId) -> Result<(), RequestError> {
+        self.done(&Request::ReplaceNode { old, new }).await
+    }
+
     /// The shards that cannot go on by themselves, and what is left of them.
     ///
     /// # Errors

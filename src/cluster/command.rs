@@ -92,6 +92,13 @@ pub enum MetaCommand {
         /// Whether it gives away all that it has.
         draining: Option<bool>,
     },
+    /// One node takes over all that another one holds.
+    Replace {
+        /// Which gives it away.
+        old: NodeId,
+        /// Which takes it.
+        new: NodeId,
+    },
     /// A node is to look for damage.
     Scrub {
         /// Which; none for all.
@@ -129,6 +136,7 @@ impl MetaCommand {
             | Self::SetTopic { .. }
             | Self::DeleteTopic { .. }
             | Self::SetNode { .. }
+            | Self::Replace { .. }
             | Self::Invite { .. } => false,
         }
     }

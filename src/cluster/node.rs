@@ -30,6 +30,9 @@ pub struct NodeRecord {
     pub claim: BootClaim,
     /// How others reach it, as it said then.
     pub info: NodeInfo,
+    /// The node that takes over what it holds, while it gives that away.
+    #[serde(default)]
+    pub replaced_by: Option<NodeId>,
     /// When it was asked last to look for damage: the index of that command, 0 if never.
     #[serde(default)]
     pub scrub: u64,

@@ -128,8 +128,18 @@ impl<'a> Deal<'a> {
     /// Begins with what is there.
     fn new(site: &'a SiteState, weights: &BTreeMap<NodeId, u64>, copies: usize) -> Self {
         let stays = |shard: &ShardConfig| {
-            let usable = shard.replicas.iter().filter(|node| weights.contains_key(node));
-            usable.take(copies).copied().collect::<Vec<_>>()
+            let mut list = Vec::new();
+            for node in &shard.replicas {
+                // What one node gives away for another, that one takes.
+                let heir = site.nodes.get(node).and_then(|record| record.replaced_by);
+                let takes = |node: &NodeId| weights.contains_key(node);
+                let node = Some(*node).filter(takes).or(heir.filter(takes));
+                if let Some(node) = node.filter(|node| !list.contains(node)) {
+                    list.push(node);
+                }
+            }
+            list.truncate(copies);
+            list
         };
         let lists: Vec<_> = site.shards.iter().map(stays).collect();
         let have = counts(&lists);

@@ -65,6 +65,14 @@ pub enum MetaReject {
         /// A shard that it holds.
         shard: ShardId,
     },
+    /// The node cannot take over what another one holds.
+    #[error("node {node} cannot take over: {why}")]
+    Heir {
+        /// The node.
+        node: NodeId,
+        /// Why.
+        why: String,
+    },
     /// Nobody could change anything any more.
     #[error("node {0} is the last one that orders the site's metadata")]
     LastVoter(NodeId),
@@ -132,6 +140,7 @@ impl MetaReject {
             | Self::Removed(_)
             | Self::DiskInUse(_)
             | Self::NodeInUse { .. }
+            | Self::Heir { .. }
             | Self::LastVoter(_)
             | Self::NoInvite(_)
             | Self::InviteExists(_) => Fault::new(Code::Invalid, message),

@@ -114,6 +114,7 @@ impl SiteState {
             MetaCommand::SetNode { node, weight, draining } => {
                 self.set_node(node, weight, draining)
             }
+            MetaCommand::Replace { old, new } => self.replace(old, new),
             MetaCommand::Scrub { node } => self.scrub(node),
             MetaCommand::Invite { id, secret_hash, role, expires, now } => {
                 self.invite(id, InviteRecord { secret_hash, role, expires, used_by: None }, now)

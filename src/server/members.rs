@@ -7,7 +7,7 @@ use tokio::{
     time::{MissedTickBehavior, interval},
 };
 
-use super::{connection::Shared, engine::Engine, start::REMOVED_FILE};
+use super::{connection::Shared, start::REMOVED_FILE};
 use crate::{
     cluster::{GroupError, MetaCommand, MetaGroup, SiteState, place},
     limits::{MEMBERS_INTERVAL, META_VOTERS_MAX},
@@ -41,19 +41,20 @@ pub(super) async fn run(shared: Arc<Shared>) {
             }
         }
         if engine.group.is_leader() {
-            look_after(&engine).await;
+            look_after(&shared).await;
         }
     }
 }
 
-async fn look_after(engine: &Engine) {
+async fn look_after(shared: &Shared) {
+    let engine = &shared.engine;
     for command in engine.group.read(place) {
         engine.ask(command);
     }
-    let Some(change) = engine
-        .group
-        .read(|site| wanted(site, &engine.group.members(), engine.group.status().leader))
-    else {
+    let now = engine.clock.uptime();
+    let lives = |node: NodeId| shared.liveness.of(node, now).is_some_and(|l| l.up);
+    let (members, leader) = (engine.group.members(), engine.group.status().leader);
+    let Some(change) = engine.group.read(|site| wanted(site, &members, leader, lives)) else {
         return;
     };
     let made = match change {
@@ -117,6 +118,7 @@ fn wanted(
     site: &SiteState,
     members: &(Vec<NodeId>, Vec<NodeId>),
     leader: Option<NodeId>,
+    lives: impl Fn(NodeId) -> bool,
 ) -> Option<Change> {
     let (voters, learners) = members;
     let is_member = |node: &NodeId| voters.contains(node) || learners.contains(node);
@@ -126,9 +128,11 @@ fn wanted(
     if let Some(new) = site.nodes.keys().find(|node| !is_member(node)) {
         return Some(Change::Learner(*new));
     }
-    // A node that has never started has nothing to vote with.
-    let started = |node: &&NodeId| has_started(site, **node);
-    let able = site.nodes.keys().filter(started).count();
+    // A node that has never started has nothing to vote with. One that is down, or leaves, is not given a vote: the others
+    // would need it.
+    let may_vote =
+        |node: &&NodeId| has_started(site, **node) && !is_leaving(site, **node) && lives(**node);
+    let able = voters.len() + learners.iter().filter(may_vote).count();
     let want = (able - usize::from(able.is_multiple_of(2) && able > 0)).min(META_VOTERS_MAX);
     if voters.len() > want {
         // It comes back as a learner.
@@ -138,7 +142,7 @@ fn wanted(
     if voters.len() == want {
         return None;
     }
-    learners.iter().filter(started).min().map(|node| Change::Voter(*node))
+    learners.iter().filter(may_vote).min().map(|node| Change::Voter(*node))
 }
 
 fn has_started(site: &SiteState, node: NodeId) -> bool {

@@ -69,6 +69,7 @@ fn decide(shared: &Shared, who: &str, request: Request) -> Result<Answer, Fault>
         Request::Invite { .. }
         | Request::SetNode { .. }
         | Request::RemoveNode { .. }
+        | Request::ReplaceNode { .. }
         | Request::Recover { .. }
         | Request::Scrub { .. } => change_nodes(shared, who, request),
     }
@@ -91,6 +92,7 @@ fn change_nodes(shared: &Shared, who: &str, request: Request) -> Result<Answer, 
         Request::Recover { shard, version, node } => {
             recover::recover(shared, who, ShardId(shard), version, node)
         }
+        Request::ReplaceNode { old, new } => site_admin::replace_node(shared, who, old, new),
         Request::Scrub { node } => site_admin::scrub(shared, who, node),
         Request::RemoveNode { node } => site_admin::remove_node(shared, who, node),
         _ => Err(Fault::new(Code::Internal, "answered elsewhere")),

@@ -81,6 +81,19 @@ pub(super) fn set_node(
     Ok(Answer::Done)
 }
 
+/// Lets one node take over all that another one holds.
+pub(super) fn replace_node(
+    shared: &Shared,
+    who: &str,
+    old: NodeId,
+    new: NodeId,
+) -> Result<Answer, Fault> {
+    let command = MetaCommand::Replace { old, new };
+    shared.engine.group.propose_blocking(command).map_err(|error| group_fault(&error))?;
+    tracing::info!(client = who, %old, %new, "one node takes over from another");
+    Ok(Answer::Done)
+}
+
 /// Asks one node, or all, to look through what it holds for damage now.
 pub(super) fn scrub(shared: &Shared, who: &str, node: Option<NodeId>) -> Result<Answer, Fault> {
     let command = MetaCommand::Scrub { node };

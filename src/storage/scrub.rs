@@ -5,7 +5,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::PoisonError,
+    sync::{Arc, PoisonError},
 };
 
 use redb::{ReadableDatabase, ReadableTable};
@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     limits::SCRUB_STEP_BYTES,
-    types::{Offset, PartitionId, ShardId, TopicId},
+    types::{Lsn, Offset, PartitionId, ShardId, TopicId},
 };
 
 /// One pass over all rows.
@@ -82,10 +82,10 @@ impl Scrub {
     }
 
     fn is_right(&mut self, number: u64, row: &[u8]) -> bool {
-        let cuts: Vec<_> = {
+        let logs: Vec<_> = {
             let view = &self.store.inner.view;
             let view = view.read().unwrap_or_else(PoisonError::into_inner);
-            view.shards.iter().map(|log| std::sync::Arc::clone(&log.cuts)).collect()
+            view.shards.iter().map(|log| (Arc::clone(&log.cuts), log.start.lsn)).collect()
         };
         let mut right = true;
         for piece in pieces(row) {
@@ -94,13 +94,18 @@ impl Scrub {
                 Ok(Piece::Fact(_)) => continue,
                 Err(_) => return false,
             };
-            let Some(cuts) = cuts.get(usize::from(header.shard.0)) else { return false };
+            let Some((cuts, start)) = logs.get(usize::from(header.shard.0)) else { return false };
             if is_cut(cuts, header.lsn, number) {
                 continue;
             }
             let before = self.seen.insert(header.shard, LogPoint::behind(&header));
-            let before = before.filter(|before| before.lsn == header.lsn);
-            right &= before.is_none_or(|before| header.chain == header.chain_after(before.chain));
+            // From its start on, all of a log is there.
+            right &= match before {
+                Some(before) if before.lsn == header.lsn => {
+                    header.chain == header.chain_after(before.chain)
+                }
+                before => header.lsn <= before.map_or(Lsn(0), |before| before.lsn).max(*start),
+            };
             right &= header.check_body(body).is_ok();
         }
         right

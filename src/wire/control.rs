@@ -164,6 +164,13 @@ pub enum Request {
         #[serde(default)]
         draining: Option<bool>,
     },
+    /// Let one node take over all that another one holds.
+    ReplaceNode {
+        /// Which gives it away.
+        old: NodeId,
+        /// Which takes it.
+        new: NodeId,
+    },
     /// Which shards cannot go on by themselves, and what is left of them.
     RecoveryPlan,
     /// Let a shard go on with what one node has of it. What others had more is lost.

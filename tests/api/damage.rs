@@ -1,14 +1,24 @@
-//! Bits that rot on the disk of a node: found, told, and repaired from the other nodes.
+//! Bits that rot on the disk of a node: found, told, and repaired from the other nodes. Disks that cannot be used at all: the
+//! machine begins anew.
 
-use std::{fs, os::unix::fs::FileExt as _, path::Path, time::Duration};
+use std::{
+    fs,
+    os::unix::fs::FileExt as _,
+    path::Path,
+    process::{Output, Stdio},
+    time::Duration,
+};
 
 use dunlin::{
     cli::own_site::OwnSite,
-    client::{Client, Position, Record, TopicName, TopicRequest},
+    client::{Client, NodeRole, Position, Record, TopicName, TopicRequest},
     types::NodeId,
     wire::ClusterStatus,
 };
-use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
+use tokio::{
+    process::Command,
+    time::{Instant, MissedTickBehavior, interval, timeout},
+};
 
 use super::{read_until_caught_up, text};
 
@@ -164,4 +174,73 @@ async fn a_node_that_is_alone_says_what_is_damaged_and_serves_the_rest() {
     let mut damaged = from(20).await.unwrap();
     let error = damaged.next_event().await.unwrap().expect_err("it is never skipped");
     assert!(format!("{error:?}").contains("Corrupted"), "{error:?}");
+}
+
+async fn run(command: &mut Command) -> Output {
+    command.env_remove("DUNLIN_SERVER").env_remove("DUNLIN_PROFILE").env_remove("DUNLIN_CONFIG");
+    command.stdin(Stdio::null()).kill_on_drop(true);
+    timeout(DEADLINE, command.output()).await.expect("it ends").unwrap()
+}
+
+async fn join(site: &OwnSite, place: usize, token: &str, name: &str) -> Output {
+    let mut command = Command::new(program());
+    command.args(["join", "--move-data-aside", token, "--name", name]);
+    run(command.arg("--config").arg(site.nodes()[place].dir().join("dunlin.toml"))).await
+}
+
+async fn replace(site: &OwnSite, old: &str, new: &str) -> Output {
+    let mut command = Command::new(program());
+    command.args(["cluster", "replace", old, new]);
+    command.arg("--profile").arg(site.nodes()[0].dir().join("client.toml"));
+    let address = site.nodes()[0].profile().addresses[0].to_string();
+    run(command.args(["--server", &address])).await
+}
+
+#[track_caller]
+fn says(output: &Output, code: i32, words: &str) {
+    let said = String::from_utf8_lossy(&output.stderr).into_owned()
+        + &String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.code() == Some(code) && said.contains(words), "{output:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_machine_whose_file_cannot_be_opened_begins_anew_and_replaces_what_it_was() {
+    let mut site = OwnSite::of(program(), SETTINGS, 2).await.unwrap();
+    let topic = filled(&site).await;
+    let all: Vec<String> = (0..RECORDS).map(payload).collect();
+    let invite = client_of(&site, 0).await.cluster().invite(NodeRole::Data, None, &[]).await;
+    let token = invite.unwrap().token;
+    says(&join(&site, 1, token.as_str(), "anew").await, 1, "a node is running");
+
+    site.node_mut(1).stop().await.unwrap();
+    let data = site.nodes()[1].data_dir();
+    let good = fs::read(data.join("data.redb")).unwrap();
+    let garbage = vec![0xd7; good.len()];
+    for bad in [&good[..good.len() / 2], &good[..100], &garbage[..]] {
+        fs::write(data.join("data.redb"), bad).unwrap();
+        let refused = format!("{:?}", site.node_mut(1).restart().await.unwrap_err());
+        let file = data.join("data.redb").display().to_string();
+        assert!(refused.contains(&file) && refused.contains("--move-data-aside"), "{refused}");
+        let kept = fs::read(data.join("data.redb")).unwrap();
+        assert!(kept == bad, "nothing was changed");
+    }
+
+    says(&join(&site, 1, "dunlin-invite-1.AAAA", "anew").await, 2, "");
+    assert!(data.join("data.redb").exists(), "nothing is moved for a bad invite");
+    says(&join(&site, 1, token.as_str(), "anew").await, 0, "aside-1");
+    assert!(fs::read(data.join("aside-1/data.redb")).unwrap() == garbage);
+    let config = site.nodes()[1].dir().join("dunlin.toml");
+    let text = fs::read_to_string(&config).unwrap();
+    fs::write(&config, text.replace("name = 'node-2'", "name = 'anew'")).unwrap();
+
+    says(&replace(&site, "node-2", "nobody").await, 1, "let it join first");
+    says(&replace(&site, "node-2", "anew").await, 1, "never started");
+    says(&replace(&site, "node-2", "node-2").await, 2, "cannot replace itself");
+    site.node_mut(1).restart().await.unwrap();
+    says(&replace(&site, "node-2", "anew").await, 0, "node anew has replaced node node-2");
+    let replaced = |status: &ClusterStatus| status.nodes.iter().all(|node| node.name != "node-2");
+    site.until(0, "without the old node", replaced).await.unwrap();
+    site.in_step().await.unwrap();
+    assert_eq!(read(&site, 1, &topic).await, all);
+    says(&replace(&site, "node-2", "anew").await, 1, "has no node");
 }

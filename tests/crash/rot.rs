@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use dunlin::{
-    storage::{ReadError, Store, StoreError},
+    storage::{ReadError, Scrub, Store, StoreError},
     types::{Offset, PartitionId, ShardId, TopicId},
     wire::{EntryKind, entry::ENTRY_HEADER_LEN},
 };
@@ -89,6 +89,35 @@ fn a_flipped_bit_in_the_tail_of_the_log_is_found_at_open() {
         image[0][at + flip / 8] ^= 1 << (flip % 8);
         let opened = open(image);
         assert!(matches!(opened, Err(StoreError::Corrupted(_))), "bit {flip} changed unseen");
+    }
+}
+
+/// The shards that a search over all of a store finds damaged.
+fn search(store: &Store) -> Vec<ShardId> {
+    let mut scrub = Scrub::begin(store.clone());
+    let mut found = Vec::new();
+    loop {
+        let done = scrub.step(1_000).expect("the database is whole");
+        found.extend(done.damage.into_iter().map(|(shard, _)| shard));
+        if !done.more {
+            return found;
+        }
+    }
+}
+
+#[test]
+fn the_search_finds_each_flipped_bit_and_nothing_else() {
+    let (image, truth) = interleaved(true);
+    let (store, ..) = open(image.clone()).expect("good");
+    assert_eq!(search(&store), [], "nothing is damaged");
+    let mut bytes = Vec::new();
+    truth.shards[0].entries[18].encode(&mut bytes);
+    let at = find(&image[0], &bytes);
+    for flip in 0..bytes.len() * 8 {
+        let mut image = image.clone();
+        image[0][at + flip / 8] ^= 1 << (flip % 8);
+        let (store, ..) = open(image).expect("the row is behind the checkpoint");
+        assert!(search(&store).contains(&ShardId(0)), "bit {flip} is not found");
     }
 }
 

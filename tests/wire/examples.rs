@@ -198,6 +198,8 @@ fn site(all: &mut Examples) {
     all.control("cluster", FrameType::Answer, &Answer::Cluster(status));
     let set = Request::SetNode { node: NodeId(9), weight: None, draining: Some(true) };
     all.control("set-node", FrameType::Request, &set);
+    let replace = Request::ReplaceNode { old: NodeId(9), new: NodeId(12) };
+    all.control("replace-node", FrameType::Request, &replace);
     let recover = Request::Recover { shard: 3, version: 9, node: NodeId(9) };
     all.control("recover", FrameType::Request, &recover);
     let stuck = StuckShard {

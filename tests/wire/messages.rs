@@ -164,6 +164,8 @@ fn request() -> impl Strategy<Value = Request> {
         (any::<u64>(), option::of(any::<u32>()), option::of(any::<bool>())).prop_map(
             |(node, weight, draining)| Request::SetNode { node: NodeId(node), weight, draining }
         ),
+        (any::<u64>(), any::<u64>())
+            .prop_map(|(old, new)| Request::ReplaceNode { old: NodeId(old), new: NodeId(new) }),
         Just(Request::RecoveryPlan),
         (any::<u16>(), any::<u64>(), any::<u64>()).prop_map(|(shard, version, node)| {
             Request::Recover { shard, version, node: NodeId(node) }

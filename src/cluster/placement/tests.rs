@@ -240,3 +240,30 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn the_node_that_replaces_another_takes_what_that_held_and_nothing_else_moves() {
+    let mut site = site(12);
+    let nodes: Vec<NodeId> = (2..6).map(|number| add(&mut site, number, 100)).collect();
+    settle(&mut site);
+    let heir = add(&mut site, 9, 100);
+    let old = nodes[0];
+    // The new one is told before it was given anything.
+    apply(&mut site, MetaCommand::Replace { old, new: heir });
+    let holds = |site: &SiteState, node: NodeId| -> Vec<usize> {
+        let shards = site.shards.iter().enumerate();
+        shards.filter(|(_, shard)| shard.set.contains(&node)).map(|(at, _)| at).collect()
+    };
+    let before = holds(&site, old);
+    assert!(!before.is_empty());
+    let copied = settle(&mut site);
+    assert_eq!(holds(&site, heir), before);
+    assert_eq!((holds(&site, old), copied), (vec![], before.len()));
+    site.check_unused(old).expect("it can be removed");
+    let index = site.applied + 1;
+    let same = MetaCommand::Replace { old: heir, new: heir };
+    let refused = site.apply(index, same).expect_err("the same");
+    assert!(refused.to_string().contains("it is the same node"), "{refused}");
+    apply(&mut site, MetaCommand::SetNode { node: old, weight: None, draining: Some(false) });
+    assert_eq!(site.nodes[&old].replaced_by, None, "taken back");
+}

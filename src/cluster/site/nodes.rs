@@ -152,6 +152,27 @@ impl SiteState {
         let node = self.nodes.get_mut(&id).ok_or(MetaReject::NoNode(id))?;
         node.weight = weight.unwrap_or(node.weight);
         node.draining = draining.unwrap_or(node.draining);
+        if !node.draining {
+            node.replaced_by = None;
+        }
+        Ok(MetaOutcome::Done)
+    }
+
+    pub(super) fn replace(&mut self, old: NodeId, new: NodeId) -> Result<MetaOutcome, MetaReject> {
+        let heir = self.nodes.get(&new).ok_or(MetaReject::NoNode(new))?;
+        let why = match heir {
+            _ if old == new => Some("it is the same node"),
+            heir if heir.role != NodeRole::Data => Some("it is a witness"),
+            heir if !heir.has_booted() => Some("it has never started"),
+            heir if heir.draining => Some("it gives away what it holds"),
+            heir if heir.weight == 0 => Some("its weight is 0"),
+            _ => None,
+        };
+        if let Some(why) = why {
+            return Err(MetaReject::Heir { node: new, why: why.to_owned() });
+        }
+        let node = self.nodes.get_mut(&old).ok_or(MetaReject::NoNode(old))?;
+        (node.draining, node.replaced_by) = (true, Some(new));
         Ok(MetaOutcome::Done)
     }
 
@@ -201,6 +222,7 @@ fn joined(name: NodeName, disk_id: u128, role: NodeRole) -> NodeRecord {
         incarnation: Incarnation(0),
         claim: BootClaim::default(),
         info: NodeInfo::default(),
+        replaced_by: None,
         scrub: 0,
     }
 }
