@@ -179,7 +179,7 @@ or_word! {
     |address| address.to_string()
 }
 pub(super) mod domain_or_off {
-    use super::*;
+    use super::{Address, Deserializer, Raw, Reader, Serializer};
 
     pub(in crate::config) fn deserialize<'de, D: Deserializer<'de>>(
         d: D,
