@@ -101,7 +101,7 @@ pub struct Discovery {
     /// Whether the node announces itself on the networks that it listens on, and hears of others there.
     pub mdns: bool,
     /// A domain whose DNS names the nodes of the site, for networks that multicast does not pass.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(with = "units::domain_or_off")]
     pub domain: Option<String>,
 }
 

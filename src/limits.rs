@@ -369,6 +369,8 @@ pub const MULTICAST_SILENCE: Duration = Duration::from_secs(30);
 pub const GOODBYE_MAX: Duration = Duration::from_millis(500);
 /// How long the addresses of a profile or an invite may be silent before a client looks round for others.
 pub const DISCOVER_AFTER: Duration = Duration::from_millis(700);
+/// How long a client whose addresses have all refused it looks round, before it says so.
+pub const DISCOVER_INSTEAD: Duration = Duration::from_secs(1);
 /// How long announcements are gathered before one is chosen: nodes answer a question within a quarter of a second.
 pub const DISCOVER_GATHER: Duration = Duration::from_millis(300);
 /// How long a client remembers a node that was announced: as long as multicast's own records of addresses live.

@@ -84,11 +84,10 @@ use crate::{
         tls::{self, ALPN_CLIENT, ALPN_JOIN, ALPN_PEER, ClientAuth, TlsError},
     },
     peer::{
-        BadDialConfig, DialConfig, Heartbeat, Links, Me, PEER_VERSION, PEER_VERSION_MIN,
-        PeerAddress, PeerDoor,
+        BadDialConfig, DialConfig, Heartbeat, Links, Me, PEER_VERSION, PEER_VERSION_MIN, PeerDoor,
     },
     storage::{CommitHandle, CommitQueue, CommitThread, StoreError},
-    types::{Boot, NodeId},
+    types::Boot,
     wire,
 };
 
@@ -503,7 +502,7 @@ impl Ahead {
                 applied.mark_unchanged();
                 let found = {
                     let announced = announced.borrow_and_update();
-                    peers_of(&group, &introduced, &peers, &announced)
+                    peers::peers_of(&group, &introduced, &peers, &announced)
                 };
                 if found != known {
                     links.set_peers(found.clone());
@@ -660,42 +659,6 @@ impl Ahead {
             tasks: self.tasks,
         })
     }
-}
-
-/// The other nodes of the site as the metadata names them, else as the site did when this node joined. Where a node has
-/// come from, and where one announces itself, is tried, too: it may have moved, or never have registered.
-fn peers_of(
-    group: &MetaGroup,
-    introduced: &[wire::NodeInfo],
-    peers: &Peers,
-    announced: &discovery::Found,
-) -> BTreeMap<NodeId, PeerAddress> {
-    let me = group.me();
-    let mut found: BTreeMap<NodeId, PeerAddress> = group.read(|site| {
-        let others = site.nodes.iter().filter(|(id, _)| **id != me);
-        let address = |(id, node): (&NodeId, &crate::cluster::NodeRecord)| {
-            let addresses = node.info.addresses.clone();
-            (*id, PeerAddress { name: node.name.clone(), addresses })
-        };
-        others.map(address).collect()
-    });
-    if found.is_empty() {
-        let address = |node: &wire::NodeInfo| {
-            let addresses = node.addresses.clone();
-            Some((node.id, PeerAddress { name: node.name.parse().ok()?, addresses }))
-        };
-        found.extend(introduced.iter().filter_map(address));
-    }
-    let announced = announced.iter().flat_map(|(node, all)| all.iter().map(|a| (*node, a.clone())));
-    for (node, address) in peers.seen_at().into_iter().chain(announced) {
-        if let Some(known) = found.get_mut(&node)
-            && !known.addresses.contains(&address)
-        {
-            known.addresses.push(address);
-        }
-    }
-    found.retain(|_, address| !address.addresses.is_empty());
-    found
 }
 
 /// How batches are passed on: as a client, that notices soon when the other node is gone.

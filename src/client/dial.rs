@@ -26,7 +26,7 @@ use super::{
     stream::{FrameReader, control, send_control},
 };
 use crate::{
-    limits::{DIAL_SILENT, DISCOVER_AFTER},
+    limits::{DIAL_SILENT, DISCOVER_AFTER, DISCOVER_INSTEAD},
     net::{Address, authority::NODE_SERVER_NAME},
     types::SiteName,
     wire::{CloseCode, FrameType, GoAway, Hello, PROTOCOL_VERSION, PROTOCOL_VERSION_MIN, Welcome},
@@ -209,11 +209,16 @@ impl<'a> Race<'a> {
         let (mut start_at, mut search_at) = (now, now + DISCOVER_AFTER);
         let search = self.dialer.search.as_ref();
         let mut hunt: Option<Hunt<'_>> = None;
+        let mut all_out_since: Option<Instant> = None;
         loop {
             let all_out = self.out.iter().all(|out| *out);
             if all_out {
                 search_at = now;
             }
+            // A node that is about to start again refuses: the next round finds it, if nobody else is heard meanwhile.
+            let refused = all_out && !self.out.is_empty();
+            all_out_since = refused.then(|| all_out_since.unwrap_or_else(Instant::now));
+            let give_up_at = all_out_since.map(|since| since + DISCOVER_INSTEAD);
             tokio::select! {
                 biased;
                 Some(Ok((at, greeted))) = self.attempts.join_next() => {
@@ -241,6 +246,9 @@ impl<'a> Race<'a> {
                 () = sleep_until(search_at), if search.is_some() && hunt.is_none() => {
                     debug!(site = %self.dialer.site, "looking for nodes that announce themselves");
                     hunt = search.map(Search::begin);
+                }
+                () = sleep_until(give_up_at.unwrap_or(now)), if give_up_at.is_some() => {
+                    return Err(self.lost());
                 }
                 found = more(&mut hunt) => {
                     let first_new = self.candidates.len();

@@ -59,6 +59,7 @@ format = "json"
     assert_eq!(config.listen.advertise[0].to_string(), "edge-1.plant.example:7440");
     assert_eq!(config.storage.ballast, MIB);
     assert!(!config.discovery.mdns);
+    assert_eq!(config.discovery.domain.as_deref(), Some("plant.example"));
     let settings = config.topic_defaults.settings();
     assert_eq!((settings.partitions, settings.retention.age_ms), (12, None));
     assert_eq!(settings.retention.bytes, Some(10 * 1024 * MIB));

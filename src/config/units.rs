@@ -7,7 +7,7 @@ use std::{fmt, net::SocketAddr, ops::RangeInclusive, time::Duration};
 use bytesize::ByteSize;
 use serde::{Deserializer, Serializer, de};
 
-use super::{MIB, PARTITIONS_PER_TOPIC_MAX};
+use super::{Address, MIB, PARTITIONS_PER_TOPIC_MAX};
 
 /// What TOML has for a value that we read.
 #[derive(Clone, Copy)]
@@ -177,6 +177,32 @@ or_word! {
     "\"off\" or a loopback address and a port such as \"127.0.0.1:7441\" (it has no access rules: put a proxy in front to open it)",
     |raw| read_address(raw).filter(|address| address.ip().is_loopback()),
     |address| address.to_string()
+}
+pub(super) mod domain_or_off {
+    use super::{Address, Deserializer, Raw, Reader, Serializer};
+
+    pub(in crate::config) fn deserialize<'de, D: Deserializer<'de>>(
+        d: D,
+    ) -> Result<Option<String>, D::Error> {
+        let read = |raw: Raw<'_>| match raw {
+            Raw::Text("off" | "") => Some(None),
+            // A host's name has the same characters, and the same length.
+            Raw::Text(text) => {
+                let domain = Address::new(text, 1).ok()?;
+                Some(Some(domain.host().trim_matches('.').to_owned()))
+            }
+            Raw::Number(_) => None,
+        };
+        let expected = "\"off\" or a domain such as \"plant.example\"".into();
+        Reader { expected, read }.take(d)
+    }
+
+    pub(in crate::config) fn serialize<S: Serializer>(
+        value: &Option<String>,
+        s: S,
+    ) -> Result<S::Ok, S::Error> {
+        s.serialize_str(value.as_deref().unwrap_or("off"))
+    }
 }
 or_word! {
     age_or_forever: Duration,

@@ -10,14 +10,14 @@ use std::{
 use bytes::Bytes;
 use tokio::sync::{Notify, mpsc};
 
-use super::{engine::Engine, slot::log_end_at};
+use super::{discovery::Found, engine::Engine, slot::log_end_at};
 use crate::{
-    cluster::{BoxFuture, MetaGroup, MetaTransport, Unreachable},
+    cluster::{BoxFuture, MetaGroup, MetaTransport, NodeRecord, Unreachable},
     limits::HEARTBEATS_WAITING_MAX,
-    peer::{CallError, Heartbeat, Links, LogSource, PeerSink},
+    peer::{CallError, Heartbeat, Links, LogSource, PeerAddress, PeerSink},
     replication::{Envelope, LogEnd},
     types::{Lsn, NodeId, NodeName, ShardId},
-    wire::Entry,
+    wire::{Entry, NodeInfo},
 };
 
 /// The parts of this node that other nodes talk to. They come one after the other while the node starts; what is asked of
@@ -167,6 +167,42 @@ impl LogSource for Peers {
             tokio::task::spawn_blocking(read).await.ok().flatten()
         })
     }
+}
+
+/// The other nodes of the site as the metadata names them, else as the site did when this node joined. Where a node has
+/// come from, and where one announces itself, is tried, too: it may have moved, or never have registered.
+pub(super) fn peers_of(
+    group: &MetaGroup,
+    introduced: &[NodeInfo],
+    peers: &Peers,
+    announced: &Found,
+) -> BTreeMap<NodeId, PeerAddress> {
+    let me = group.me();
+    let mut found: BTreeMap<NodeId, PeerAddress> = group.read(|site| {
+        let others = site.nodes.iter().filter(|(id, _)| **id != me);
+        let address = |(id, node): (&NodeId, &NodeRecord)| {
+            let addresses = node.info.addresses.clone();
+            (*id, PeerAddress { name: node.name.clone(), addresses })
+        };
+        others.map(address).collect()
+    });
+    if found.is_empty() {
+        let address = |node: &NodeInfo| {
+            let addresses = node.addresses.clone();
+            Some((node.id, PeerAddress { name: node.name.parse().ok()?, addresses }))
+        };
+        found.extend(introduced.iter().filter_map(address));
+    }
+    let announced = announced.iter().flat_map(|(node, all)| all.iter().map(|a| (*node, a.clone())));
+    for (node, address) in peers.seen_at().into_iter().chain(announced) {
+        if let Some(known) = found.get_mut(&node)
+            && !known.addresses.contains(&address)
+        {
+            known.addresses.push(address);
+        }
+    }
+    found.retain(|_, address| !address.addresses.is_empty());
+    found
 }
 
 /// The metadata group's requests, over the links.
