@@ -18,7 +18,7 @@ pub struct Backup<E> {
     /// Who leads the promised epoch, once it was heard.
     leader: Option<Boot>,
     /// In which epoch this log was made to agree with the primary's: only then is it continued and acked.
-    aligned: Option<Epoch>,
+    pub(super) aligned: Option<Epoch>,
     pub(super) install: Option<Install>,
     /// The log and the primary's contradict each other: nothing is acked any more in this boot.
     diverged: bool,
@@ -142,18 +142,22 @@ impl<E: LogEntry> Backup<E> {
         let aligned = self.aligned == Some(epoch);
         match body {
             Body::StartEpoch => Some(self.state()),
-            Body::Align(_) | Body::InstallBegin { .. } | Body::InstallChunk { .. } if aligned => {
-                // Late, or doubled: the log has gone on since.
+            // The primary keeps no more what comes behind this log's end.
+            Body::InstallBegin { number, base, history, chunks }
+                if !aligned || base.lsn > self.log.end().lsn =>
+            {
+                let refused = self.check_not_below(base.lsn, out);
+                let install = Install::new(number, base, history, chunks);
+                Some(refused.unwrap_or_else(|| self.install_begin(install, out)))
+            }
+            // Late, or doubled: the log has gone on since.
+            Body::InstallBegin { .. } => Some(Body::Durable(self.log.end().lsn)),
+            Body::Align(_) | Body::InstallChunk { .. } if aligned => {
                 Some(Body::Durable(self.log.end().lsn))
             }
             Body::Align(common) => Some(self.align(epoch, common, view, out)),
             Body::Append(_) if !aligned => Some(Body::Refused(Refusal::NotAligned)),
             Body::Append(append) => Some(self.append(epoch, append, out)),
-            Body::InstallBegin { number, base, history, chunks } => {
-                let refused = self.check_not_below(base.lsn, out);
-                let install = Install::new(number, base, history, chunks);
-                Some(refused.unwrap_or_else(|| self.install_begin(install, out)))
-            }
             Body::InstallChunk { number, index, chunk } => {
                 let answer = self.install_chunk(number, index, chunk, out);
                 if matches!(answer, Body::Durable(_)) {

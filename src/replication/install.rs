@@ -38,6 +38,7 @@ impl<E: LogEntry> Backup<E> {
         }
         let Install { number, base, .. } = install;
         self.install = Some(install);
+        self.aligned = None;
         self.log.install_begin(base, out);
         Body::ChunkDurable { number, next: 0 }
     }

@@ -273,8 +273,12 @@ impl<E: LogEntry> Primary<E> {
     pub fn pump(&mut self, out: &mut Vec<Effect<E>>) {
         let (epoch, end, high_watermark) =
             (self.epoch(), self.log.end().lsn, self.log.high_watermark());
-        let now = self.now;
+        let (now, start) = (self.now, self.log.start());
         for (node, follower) in &mut self.followers {
+            if matches!(follower.progress, Progress::Streaming(_)) && follower.acked < start {
+                // Retention was faster: what it lacks is gone, it needs the whole.
+                (follower.progress, follower.asked_at) = (Progress::Probing, None);
+            }
             let (Progress::Streaming(sent), Some(incarnation)) =
                 (follower.progress, follower.incarnation)
             else {

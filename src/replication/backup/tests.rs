@@ -177,6 +177,24 @@ fn an_install_counts_only_when_its_last_chunk_is_durable() {
 }
 
 #[test]
+fn a_backup_that_follows_lets_itself_be_installed_when_the_primary_has_no_more_what_comes_next() {
+    let mut world = World::holding(&[1], 0);
+    world.tell(3, Body::StartEpoch).sync();
+    let common = world.backup.log().end();
+    world.tell(3, Body::Align(common)).sync();
+    assert_eq!(world.last(), Some(&Body::Durable(Lsn(1))));
+    let source = BareLog::of(&[2, 2, 3]);
+    let history = EpochHistory::new([(Epoch(2), Lsn(0)), (Epoch(3), Lsn(2))]);
+    let begin = |base| Body::InstallBegin { number: 1, base, history: history.clone(), chunks: 1 };
+    // Late: of before the logs were aligned.
+    world.tell(3, begin(common)).sync();
+    assert_eq!(world.last(), Some(&Body::Durable(Lsn(1))));
+    world.tell(3, begin(source.end())).sync();
+    assert_eq!(world.last(), Some(&Body::ChunkDurable { number: 1, next: 0 }));
+    assert!(world.backup.log().is_installing());
+}
+
+#[test]
 fn what_other_replicas_say_to_a_former_primary_makes_nobody_a_leader() {
     let mut world = World::holding(&[1], 0);
     world.tell_from(boot(7, 7), 2, Body::Durable(Lsn(1)));

@@ -270,6 +270,22 @@ fn a_replica_that_shares_no_epoch_gets_a_snapshot_chunk_by_chunk() {
 }
 
 #[test]
+fn a_replica_that_retention_has_overtaken_is_asked_again_and_gets_a_snapshot() {
+    let mut world = World::new(&[1], &[], 1);
+    world.sync();
+    world.hear(3, state(&[1, 1, 1]));
+    world.hear(3, Body::Durable(Lsn(3)));
+    world.primary.pump(&mut world.out);
+    assert!(matches!(world.out.last(), Some(Effect::Replicate { from: Lsn(3), .. })));
+    world.primary.log_starts_at(Lsn(9));
+    world.out.clear();
+    world.primary.pump(&mut world.out);
+    assert_eq!(world.out, [], "there is nothing to send");
+    world.hear(3, state(&[1, 1, 1]));
+    assert!(matches!(world.out[..], [Effect::Snapshot { least: Lsn(9), .. }]));
+}
+
+#[test]
 fn what_only_a_primary_says_is_not_heard_and_an_old_one_is_told() {
     let mut world = World::new(&[1, 2], &[], 1);
     world.sync();

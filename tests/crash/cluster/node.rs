@@ -503,6 +503,13 @@ impl Node {
         self.push(Op::Change(change));
     }
 
+    /// What it knows, for whoever looks for the reason of a failure.
+    pub(super) fn look(&self) -> String {
+        let (start, end) = (self.store.log_start(SHARD), self.store.log_end(SHARD));
+        let applied = self.applied.committed();
+        format!("store {start} to {end}, applied {applied}, {:?}", self.replica)
+    }
+
     /// What is committed, and durable here, takes effect.
     fn apply(&mut self, out: &mut Vec<Out>) {
         let Some(log) = self.replica.log() else { return };

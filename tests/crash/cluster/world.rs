@@ -168,6 +168,10 @@ impl World {
                 return;
             }
         }
+        let nodes = self.machines.iter().filter_map(Machine::node);
+        for node in nodes {
+            println!("{}", node.look());
+        }
         panic!("it does not come to rest: {:?}", self.config);
     }
 
