@@ -4,6 +4,7 @@
 //! performs the effects.
 
 mod applied;
+mod damage;
 mod entry;
 mod partition;
 mod producer;
@@ -13,6 +14,7 @@ mod retention;
 mod shard;
 
 pub use applied::{Applied, Checkpoint, Seen};
+pub use damage::{Repair, WhyKept};
 pub use partition::PartitionView;
 pub use producer::{BadState, ProducerState};
 pub use reject::Reject;

@@ -12,7 +12,6 @@ mod backup;
 mod barrier;
 mod config;
 mod controller;
-mod damage;
 mod effect;
 mod entry;
 #[cfg(test)]
@@ -31,8 +30,6 @@ mod set_change;
 pub use backup::Backup;
 pub use config::{Boots, ConfigReject, ShardChange, ShardCommand, ShardConfig, ShardReport};
 pub use controller::{Controller, ShardDigest};
-pub use damage::{Repair, WhyKept};
-pub(crate) use damage::{may_drop, repair};
 pub use effect::{Alarm, Effect, LogChange};
 pub use entry::{LogEnd, LogEntry, LogView};
 pub use hand_over::CannotHandOver;

@@ -3,13 +3,14 @@
 use std::time::Duration;
 
 use super::{
+    damage::{Repair, may_drop, repair},
     reject::Reject,
     shard::{Effect, PublishInput, Recovery, Shard},
 };
 use crate::{
     replication::{
-        self, Backup, Boots, CannotHandOver, Envelope, LocalLog, LogEnd, LogView, Primary, Repair,
-        ShardConfig, Stored, may_drop, mutant, repair,
+        self, Backup, Boots, CannotHandOver, Envelope, LocalLog, LogEnd, LogView, Primary,
+        ShardConfig, Stored, mutant,
     },
     types::{Boot, Epoch, Lsn, NodeId, ShardId, Timestamp},
     wire::{Entry, entry::BadEntry},

@@ -1,4 +1,4 @@
-//! Damage on this node's disk: told loudly, and repaired from another node. The decisions are `replication::damage`'s.
+//! Damage on this node's disk: told loudly, and repaired from another node. The decisions are `broker::damage`'s.
 
 use std::{
     collections::BTreeMap,
@@ -13,8 +13,9 @@ use tokio::{
 
 use super::{connection::Shared, drain, engine::Engine};
 use crate::{
+    broker::{Repair, WhyKept},
     limits::{DAMAGE_LOOK, DAMAGE_RETRY, SUSPECTS_WAITING_MAX},
-    replication::{Repair, ShardCommand, WhyKept},
+    replication::ShardCommand,
     storage::{ReadError, Store},
     types::{Lsn, NodeId, Offset, PartitionId, ShardId},
 };

@@ -5,7 +5,7 @@
 //! when that primary has spoken in the new epoch, so that another whole copy is known to live, is this one dropped, and
 //! installed as any other that holds nothing. Until then it goes on as it is: a damaged copy is better than none.
 
-use super::config::{ShardChange, ShardConfig};
+use crate::replication::{ShardChange, ShardConfig};
 use crate::types::{Boot, Epoch, NodeId};
 
 /// The next step.
