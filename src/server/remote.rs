@@ -27,7 +27,7 @@ use crate::{
 };
 
 /// Batches that wait for the reader, of all nodes together.
-const FRAMES_MAX: usize = 4;
+pub(super) const FRAMES_MAX: usize = 4;
 /// Nodes that are asked for a partition, one after the other.
 const ASKED_MAX: usize = 3;
 

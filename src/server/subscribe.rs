@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     engine::{Engine, soon},
     relay::{Relays, electing},
-    remote::Remote,
+    remote::{FRAMES_MAX, Remote},
     streams::{self, StreamError},
     topics::{Partition, Topic},
 };
@@ -95,7 +95,9 @@ impl SubscribeStream<'_> {
             for cursor in &mut cursors {
                 progress |= self.advance(topic, cursor, output).await?;
             }
-            while let Some(frame) = remote.ready() {
+            // Other nodes may be faster than the reader: what is held here has its turn.
+            for _ in 0..FRAMES_MAX {
+                let Some(frame) = remote.ready() else { break };
                 self.pass_on(frame?, output).await?;
                 progress = true;
             }

@@ -201,25 +201,24 @@ impl Store {
             Some((_, to)) if at > row && to.is_none() => *to = Some(base),
             _ => {}
         };
-        let txn = {
+        // Both as of one moment. The commit thread waits for the view: it is not held while the index is read.
+        let (txn, tails) = {
             let view = self.inner.view.read().unwrap_or_else(PoisonError::into_inner);
             let txn = self.inner.db.begin_read().map_err(StoreError::from)?;
-            for item in txn.open_table(INDEX)?.iter()? {
-                let (key, value) = item?;
-                let (topic, index, _) = key.value();
-                let id = PartitionId { topic: TopicId(topic), index };
-                for entry in decode_index(value.value())? {
-                    note(id, entry.base, entry.row);
-                }
-            }
-            for (id, partition) in &view.partitions {
-                for entry in &partition.tail {
-                    note(*id, entry.base, entry.row);
-                }
-            }
-            txn
+            let tails = view.partitions.iter().flat_map(|(id, partition)| {
+                partition.tail.iter().map(|entry| (*id, entry.base, entry.row))
+            });
+            (txn, tails.collect::<Vec<_>>())
         };
-        drop(txn);
+        for item in txn.open_table(INDEX)?.iter()? {
+            let (key, value) = item?;
+            let (topic, index, _) = key.value();
+            let id = PartitionId { topic: TopicId(topic), index };
+            for entry in decode_index(value.value())? {
+                note(id, entry.base, entry.row);
+            }
+        }
+        tails.into_iter().for_each(|(id, base, at)| note(id, base, at));
         let bounds = found.into_iter().filter_map(|(id, (from, to))| {
             let bounds = self.bounds(id)?;
             Some((bounds.shard, id, from.max(bounds.start), to.unwrap_or(bounds.end)))

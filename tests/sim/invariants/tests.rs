@@ -341,6 +341,31 @@ fn disks_that_lost_something_and_count_are_found() {
     });
 }
 
+/// A member is counted, loses its disk, and is removed; the primary hears of the removal in the step in which it commits
+/// and acks (seed 2517).
+#[test]
+fn a_copy_that_was_counted_and_lost_since_was_there() {
+    let with_copies = |copies| {
+        let mut site = Site::good();
+        for node in 0..2 {
+            site.write(node, batch(2, 1, 8)).expect("good");
+        }
+        let lost = &mut site.machines[1];
+        *lost = Machine { id: 4, ..Machine::default() };
+        site.see([Observed::Replaced { node: 1 }]).expect("a disk may be lost");
+        site.agree(|config, _| (config.version, config.set) = (3, vec![NodeId(1)]));
+        let (set, pending) = (vec![NodeId(1), NodeId(2)], vec![]);
+        let by = Commit { epoch: Epoch(1), version: 2, set, pending, copies_min: 2 };
+        let (partition, base, epoch) = (0, Offset(1), Epoch(1));
+        site.see([
+            Observed::Committed { node: 0, from: Lsn(2), to: Lsn(3), by: Some(by) },
+            Observed::Acked { node: 0, value: 8, partition, base, copies, epoch },
+        ])
+    };
+    assert_eq!(with_copies(2), Ok(()));
+    assert_eq!(with_copies(3).map_err(|found| found.rule), Err(COPIES_ARE_THERE.name));
+}
+
 #[test]
 fn acks_and_reads_of_what_is_not_committed_are_found() {
     let acked = |value, copies| Observed::Acked {
