@@ -56,7 +56,8 @@ async fn read(site: &OwnSite, place: usize, topic: &TopicName, count: usize) -> 
     let client = client_of(site, place).await;
     let deadline = Instant::now() + DEADLINE;
     loop {
-        let mut reader = client.subscribe(topic).from(Position::Earliest).open().await.unwrap();
+        let open = client.subscribe(topic).from(Position::Earliest).open();
+        let mut reader = timeout(DEADLINE, open).await.expect("nobody shows it").unwrap();
         let records = timeout(DEADLINE, read_until_caught_up(&mut reader)).await.unwrap();
         if records.len() >= count || Instant::now() > deadline {
             let numbers = records.iter().map(|record| text(record).parse().unwrap());
@@ -225,7 +226,8 @@ async fn where_no_node_holds_all_each_shows_all() {
     }
     // A reader that stays: what comes later reaches it, and the loss of a node that it is served from.
     let client = client_of(&site, 0).await;
-    let mut reader = client.subscribe(&topic).from(Position::Earliest).open().await.unwrap();
+    let open = client.subscribe(&topic).from(Position::Earliest).open();
+    let mut reader = timeout(DEADLINE, open).await.expect("nobody shows it").unwrap();
     let mut numbers = Vec::new();
     for upto in [200, 300, 400] {
         if upto == 400 {

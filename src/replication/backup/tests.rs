@@ -165,7 +165,7 @@ fn an_install_counts_only_when_its_last_chunk_is_durable() {
     // Of another snapshot with the same base: it is cut otherwise.
     world.tell(3, chunk_of(1, 0)).tell(3, begin(1)).sync();
     assert_eq!(world.last(), Some(&Body::ChunkDurable { number: 2, next: 0 }));
-    world.tell(3, chunk(0)).tell(3, chunk(0)).sync();
+    world.tell(3, chunk(0)).tell(3, chunk(0)).tell(3, begin(2)).sync();
     assert_eq!(world.last(), Some(&Body::ChunkDurable { number: 2, next: 1 }));
     assert!(world.backup.log().is_installing());
     world.tell(3, chunk(1));
