@@ -132,7 +132,10 @@ impl Image {
                 self.log.truncate(index(end));
                 Done::Cut(end)
             }
-            Op::Change(LogChange::InstallBegin(_) | LogChange::Forget) => {
+            Op::Change(change @ (LogChange::InstallBegin(_) | LogChange::Forget)) => {
+                if matches!(change, LogChange::Forget) {
+                    self.high_watermark = Lsn(0);
+                }
                 self.log.clear();
                 self.partial.clear();
                 self.start = Lsn(0);

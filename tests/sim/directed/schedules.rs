@@ -18,6 +18,7 @@ use super::{
         hand_over_without_a_fault, power_cut, preferred_primary_is_back, primary_cut_off,
         primary_that_hears_nobody, retry_before_commit, two_crashes,
     },
+    recovery::members_that_come_back_after_a_recovery,
     stage::{PAIR, Played, STRICT_PAIR, Stage, THREE, carries, is_member, is_pending, leader},
 };
 use crate::{
@@ -65,6 +66,7 @@ schedules! {
     barrier_beside_a_joining_replica,
     primary_that_hears_nobody,
     preferred_primary_is_back,
+    members_that_come_back_after_a_recovery,
 }
 
 /// A replica promises a new epoch and restarts; then the old primary's appends arrive.
