@@ -152,3 +152,62 @@ fn has_started(site: &SiteState, node: NodeId) -> bool {
 fn is_leaving(site: &SiteState, node: NodeId) -> bool {
     site.nodes.get(&node).is_some_and(|node| node.draining)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        cluster::{BootClaim, NodeInfo},
+        types::{NodeRole, Timestamp},
+    };
+
+    /// So many nodes, all started, the first of which founded the site.
+    fn site(count: u64) -> (SiteState, Vec<NodeId>) {
+        let mut site = SiteState::default();
+        let mut apply = |command| site.apply(site.applied + 1, command).map(drop).expect("allowed");
+        apply(MetaCommand::Found { site: "home".parse().expect("a name"), shards: 1 });
+        for number in 0..count {
+            let name: crate::types::NodeName = format!("n{number}").parse().expect("a name");
+            let (disk_id, role, now) = (number.into(), NodeRole::Data, Timestamp(0));
+            if number > 0 {
+                let name = name.clone();
+                apply(MetaCommand::AddNode { name, disk_id, role, invite: None, now });
+            }
+            let claim = BootClaim { boot: 1, nonce: number, ..BootClaim::default() };
+            apply(MetaCommand::Register { name, disk_id, claim, info: NodeInfo::default() });
+        }
+        let nodes = site.nodes.keys().copied().collect();
+        (site, nodes)
+    }
+
+    #[test]
+    fn two_learners_get_their_votes_one_after_the_other() {
+        let (site, nodes) = site(3);
+        let [one, two, three] = nodes[..] else { panic!("{nodes:?}") };
+        let asked = |voters: &[NodeId], learners: &[NodeId]| {
+            wanted(&site, &(voters.to_vec(), learners.to_vec()), Some(one), |_| true)
+        };
+        assert_eq!(asked(&[one], &[two]), Some(Change::Learner(three)));
+        assert_eq!(asked(&[one], &[two, three]), Some(Change::Voter(two)));
+        assert_eq!(asked(&[one, two], &[three]), Some(Change::Voter(three)));
+        assert_eq!(asked(&[one, two, three], &[]), None);
+    }
+
+    /// With its vote two of three would be needed, and only one of them be there.
+    #[test]
+    fn who_is_down_or_leaves_is_given_no_vote() {
+        let (mut site, nodes) = site(3);
+        let [one, two, three] = nodes[..] else { panic!("{nodes:?}") };
+        let members = (vec![one], vec![two, three]);
+        let asked =
+            |site: &SiteState, down: NodeId| wanted(site, &members, Some(one), |node| node != down);
+        assert_eq!(asked(&site, two), None);
+        assert_eq!(asked(&site, three), None);
+        let drain = MetaCommand::SetNode { node: two, weight: None, draining: Some(true) };
+        site.apply(site.applied + 1, drain).expect("allowed");
+        assert_eq!(asked(&site, NodeId(99)), None);
+        // Who has a vote and is down keeps it: it may come back.
+        let all = (vec![one, two, three], vec![]);
+        assert_eq!(wanted(&site, &all, Some(one), |node| node == one), None);
+    }
+}
