@@ -7,6 +7,7 @@ pub mod advertise;
 pub mod authority;
 pub mod endpoint;
 pub mod frames;
+pub mod group;
 pub mod handshakes;
 pub mod identity;
 pub mod invite;
@@ -16,6 +17,7 @@ pub mod tls;
 
 pub use authority::SiteAuthority;
 pub use endpoint::ConnectionLimits;
+pub use group::Group;
 pub use handshakes::Handshakes;
 pub use identity::{Identity, Who};
 pub use invite::Invite;

@@ -14,13 +14,18 @@ use super::{
     error::{ConnectError, RequestError, StreamError},
     stream::{FrameReader, send_control},
 };
-use crate::wire::{Answer, CloseCode, Code, Fault, FrameType, Request, Retry};
+use crate::{
+    net::Group,
+    wire::{Answer, CloseCode, Code, Fault, FrameType, Request, Retry},
+};
 
 #[derive(Debug)]
 pub(super) struct Link {
     dialer: Dialer,
     request_timeout: Duration,
     state: Mutex<State>,
+    /// What the link's publishers do.
+    pub(super) publishing: Group,
 }
 
 #[derive(Debug, Default)]
@@ -33,7 +38,7 @@ struct State {
 
 impl Link {
     pub(super) fn new(dialer: Dialer, request_timeout: Duration) -> Self {
-        Self { dialer, request_timeout, state: Mutex::default() }
+        Self { dialer, request_timeout, state: Mutex::default(), publishing: Group::default() }
     }
 
     /// The connection, dialled first if there is none. Fails after one round of all addresses; a caller that tries

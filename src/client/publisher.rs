@@ -5,7 +5,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use tokio::{sync::Notify, task::JoinSet, time::Instant};
+use tokio::{sync::Notify, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 mod driver;
@@ -23,6 +23,7 @@ use super::{
 };
 use crate::{
     limits::{BATCH_LEN_MAX, PUBLISH_WINDOW_BATCHES, PUBLISH_WINDOW_BYTES, ROW_LEN_MAX},
+    net::group::Member,
     types::{Acks, ProducerId, Timestamp, TopicName},
     wire::{Compression, PublishOpen, Record},
 };
@@ -140,11 +141,11 @@ impl PublisherBuilder {
             progress: Notify::new(),
             done: CancellationToken::new(),
         });
+        let link = Arc::clone(&self.link);
         let mut driver = Driver::new(Arc::clone(&shared), self.link, self.open);
         let stream = driver.open_first(self.options.deadline).await?;
-        let mut task = JoinSet::new();
-        task.spawn(driver.run(stream));
-        Ok(Publisher { shared, _task: Arc::new(task) })
+        let work = link.publishing.spawn(driver.run(stream));
+        Ok(Publisher { shared, _work: Arc::new(work) })
     }
 }
 
@@ -175,7 +176,7 @@ impl PublisherBuilder {
 pub struct Publisher {
     shared: Arc<Shared>,
     /// Ends with the last publisher.
-    _task: Arc<JoinSet<()>>,
+    _work: Arc<Member>,
 }
 
 impl Publisher {

@@ -31,11 +31,11 @@ use crate::{
         BATCH_LEN_MAX, CONTROL_FRAME_LEN_MAX, DRAIN_MAX, HELLO_TIMEOUT, REQUEST_TIMEOUT,
         REQUESTS_PER_CONNECTION_MAX, UNFINISHED_BYTES_MAX,
     },
-    net::{Identity, frames::FrameReader},
+    net::{Group, Identity, frames::FrameReader},
     types::{NodeName, SiteName, TopicSettings},
     wire::{
         Answer, CloseCode, Code, Fault, Frame, FrameType, GoAway, Hello, NodeInfo,
-        PROTOCOL_VERSION, PROTOCOL_VERSION_MIN, Welcome, WireLimits, cbor,
+        PROTOCOL_VERSION, PROTOCOL_VERSION_MIN, PublishOpen, Welcome, WireLimits, cbor,
     },
 };
 
@@ -92,6 +92,8 @@ struct Client {
     /// Cancelled when the client is to leave: streams answer what they have taken, and end.
     leave: CancellationToken,
     streams: TaskTracker,
+    /// What its publish streams do.
+    publishing: Group,
     requests: Arc<Semaphore>,
     inflight_bytes: Arc<Semaphore>,
     /// What frames may hold that are not here whole, over all streams.
@@ -135,6 +137,7 @@ impl Client {
             connection,
             name,
             streams: TaskTracker::new(),
+            publishing: Group::default(),
             requests: Arc::new(Semaphore::new(REQUESTS_PER_CONNECTION_MAX as usize)),
             inflight_bytes: Arc::new(Semaphore::new(inflight)),
             unfinished_bytes: Arc::new(Semaphore::new(UNFINISHED_BYTES_MAX)),
@@ -254,7 +257,7 @@ impl Client {
     }
 
     /// Serves one stream: its first frame says what it is for.
-    async fn stream(&self, mut output: SendStream, input: RecvStream) {
+    async fn stream(self: &Arc<Self>, mut output: SendStream, input: RecvStream) {
         let mut input = FrameReader::within(input, Arc::clone(&self.unfinished_bytes));
         let first = tokio::select! {
             first = timeout(REQUEST_TIMEOUT, input.next()) => first,
@@ -279,14 +282,8 @@ impl Client {
             FrameType::Request => self.request(&first, &mut output).await,
             FrameType::PublishOpen => match cbor::get(&first.body) {
                 Ok(open) => {
-                    let stream = PublishStream {
-                        engine: &self.shared.engine,
-                        relays: &self.shared.relays,
-                        connection_bytes: &self.inflight_bytes,
-                        connection_bytes_max: self.shared.inflight_bytes_max,
-                        leave: &self.leave,
-                    };
-                    stream.serve(open, input, &mut output).await
+                    let publish = Arc::clone(self).publish(open, input, output);
+                    return self.publishing.add(self.streams.track_future(publish));
                 }
                 Err(error) => Err(streams::malformed(&error).into()),
             },
@@ -303,6 +300,23 @@ impl Client {
             },
             kind => Err(streams::unexpected(kind).into()),
         };
+        self.end(kind, ended, output).await;
+    }
+
+    async fn publish(self: Arc<Self>, open: PublishOpen, input: FrameReader, output: SendStream) {
+        let mut output = output;
+        let stream = PublishStream {
+            engine: &self.shared.engine,
+            relays: &self.shared.relays,
+            connection_bytes: &self.inflight_bytes,
+            connection_bytes_max: self.shared.inflight_bytes_max,
+            leave: &self.leave,
+        };
+        let ended = stream.serve(open, input, &mut output).await;
+        self.end(FrameType::PublishOpen, ended, output).await;
+    }
+
+    async fn end(&self, kind: FrameType, ended: Result<(), StreamError>, mut output: SendStream) {
         if let Err(error) = ended {
             tracing::debug!(client = %self.name, ?kind, %error, "stream ended early");
             streams::end(&mut output, error).await;

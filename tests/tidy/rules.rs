@@ -53,6 +53,7 @@ const CRATES: &[(&str, &[&str])] = &[
     ("crc32c", &["types", "wire", "storage"]),
     ("data_encoding", &["net"]),
     ("futures_core", &["client", "peer"]),
+    ("futures_util", &["net/group"]),
     ("hdrhistogram", &["cli"]),
     ("hickory_resolver", &["discovery/dns"]),
     ("humantime", &["config", "cli"]),
