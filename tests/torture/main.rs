@@ -19,9 +19,11 @@ mod history;
 
 mod discovery;
 mod failover;
+mod far;
 mod fault;
 mod network;
 mod site;
+mod wire;
 
 use std::{
     collections::BTreeMap,
@@ -355,7 +357,7 @@ fn torture_for_long() {
         block_on(network.unwrap_or(Network::Loopback), async |network| {
             let site = match network {
                 // Without root there are no disks to fill either.
-                Network::Loopback => Site::start(*shape, network).await,
+                Network::Loopback | Network::Wired(_) => Site::start(*shape, network).await,
                 Network::Switch(_) => site(*shape, network).await,
             };
             torture(site, &plan).await

@@ -11,14 +11,22 @@ use std::{
 
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
+use super::wire::Wires;
+
 /// Number of the host that clients live on.
 const CLIENTS: usize = 99;
+/// The near ends of cables lie so many numbers above their nodes.
+const WIRED: usize = 100;
+/// Of every node.
+pub(crate) const PORT: u16 = 7440;
 
 /// The hosts of a site. What was made is removed with it.
 #[derive(Debug)]
 pub(crate) enum Network {
     /// All on this host, each node at an address of its own.
     Loopback,
+    /// All on this host, each behind a cable that can be bad.
+    Wired(Wires),
     /// A network namespace each, on a bridge in another.
     Switch(Switch),
 }
@@ -37,14 +45,29 @@ impl Network {
         Ok(Self::Switch(switch))
     }
 
+    /// One whose cables can be made bad, good at first.
+    pub(crate) fn wired(hosts: usize) -> Self {
+        let port = |host| (loopback(host), PORT).into();
+        let pairs = (0..hosts).map(|host| (port(host + WIRED), port(host))).collect();
+        Self::Wired(Wires::new(pairs, 1).unwrap())
+    }
+
+    /// Where others find a host, if not at its own address.
+    pub(crate) fn advertised(&self, host: usize) -> Option<Ipv4Addr> {
+        matches!(self, Self::Wired(_)).then(|| loopback(host + WIRED))
+    }
+
+    pub(crate) fn wires(&self) -> Option<&Wires> {
+        match self {
+            Self::Wired(wires) => Some(wires),
+            Self::Loopback | Self::Switch(_) => None,
+        }
+    }
+
     pub(crate) fn address(&self, host: usize) -> Ipv4Addr {
         let last = u8::try_from(host + 1).unwrap();
         match self {
-            // Of this process, so that runs beside each other do not meet.
-            Self::Loopback => {
-                let [.., high, low] = process::id().to_be_bytes();
-                Ipv4Addr::new(127, 1 + high % 120, low, last)
-            }
+            Self::Loopback | Self::Wired(_) => loopback(host),
             Self::Switch(_) => Ipv4Addr::new(10, 77, 0, last),
         }
     }
@@ -52,7 +75,7 @@ impl Network {
     /// A command that runs on a host. Its process is the program itself.
     pub(crate) fn command(&self, host: usize, program: &str) -> Command {
         match self {
-            Self::Loopback => Command::new(program),
+            Self::Loopback | Self::Wired(_) => Command::new(program),
             Self::Switch(switch) => {
                 let mut command = Command::new("ip");
                 command.args(["netns", "exec", &switch.host(host), program]);
@@ -71,10 +94,16 @@ impl Network {
 
     pub(crate) fn switch(&mut self) -> Option<&mut Switch> {
         match self {
-            Self::Loopback => None,
+            Self::Loopback | Self::Wired(_) => None,
             Self::Switch(switch) => Some(switch),
         }
     }
+}
+
+/// An address of this process, so that runs beside each other do not meet.
+fn loopback(host: usize) -> Ipv4Addr {
+    let [.., high, low] = process::id().to_be_bytes();
+    Ipv4Addr::new(127, 1 + high % 120, low, u8::try_from(host + 1).unwrap())
 }
 
 /// Hosts on a bridge whose ports can lose frames.

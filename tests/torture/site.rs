@@ -13,7 +13,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 use tokio::time::{Instant, sleep, timeout};
 
-use super::network::{Network, run};
+use super::network::{Network, PORT, run};
 
 /// How many nodes a site has, and of what kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,14 +63,17 @@ impl Site {
         };
         let nodes: Vec<Node> = (0..shape.nodes()).map(node).collect();
         let admin = dir.path().join("admin.toml");
+        let found_at = |n| network.advertised(n).unwrap_or(network.address(n));
         let addresses: Vec<String> =
-            (0..nodes.len()).map(|n| format!("{}:{PORT}", network.address(n))).collect();
-        for (node, address) in nodes.iter().zip(&addresses) {
+            (0..nodes.len()).map(|n| format!("{}:{PORT}", found_at(n))).collect();
+        for (number, (node, found_at)) in nodes.iter().zip(&addresses).enumerate() {
+            let address = format!("{}:{PORT}", network.address(number));
             fs::create_dir(&node.dir).unwrap();
             let data = node.dir.join("data").display().to_string();
             let level = env::var("DUNLIN_TORTURE_LOG").unwrap_or_else(|_| "info".into());
             let text = format!(
-                "[node]\nname = '{}'\ndata_dir = '{data}'\n[listen]\naddress = '{address}'\nhttp = 'off'\n\
+                "[node]\nname = '{}'\ndata_dir = '{data}'\n[listen]\naddress = '{address}'\n\
+                 advertise = ['{found_at}']\nhttp = 'off'\n\
                  [storage]\nshards = {}\nlow_space = '16MiB'\nballast = '8MiB'\n\
                  [log]\nlevel = '{level}'\nformat = 'text'\n",
                 node.name, shape.shards
@@ -399,7 +402,6 @@ pub(crate) fn succeeds(command: &mut Command, input: &str) -> String {
 }
 
 pub(crate) const PROGRAM: &str = env!("CARGO_BIN_EXE_dunlin");
-const PORT: u16 = 7440;
 /// Copies of a shard, where there are as many data nodes.
 const REPLICATION_FACTOR: usize = 3;
 /// How long a site may take for anything.
