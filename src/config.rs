@@ -18,8 +18,9 @@ pub use error::ConfigError;
 
 use crate::{
     limits::{
-        CONNECTIONS_DEFAULT, HANDSHAKES_PER_ADDRESS_DEFAULT, HTTP_PORT_DEFAULT, JOIN_ADDRESSES_MAX,
-        PARTITIONS_PER_TOPIC_MAX, PORT_DEFAULT, STREAMS_PER_CONNECTION_DEFAULT,
+        BEATS_MISSED_MIN, CONNECTIONS_DEFAULT, FENCE_AFTER, HANDSHAKES_PER_ADDRESS_DEFAULT,
+        HEARTBEAT, HTTP_PORT_DEFAULT, JOIN_ADDRESSES_MAX, PARTITIONS_PER_TOPIC_MAX, PORT_DEFAULT,
+        STREAMS_PER_CONNECTION_DEFAULT,
     },
     types::{Address, NodeName, Retention, TopicSettings},
 };
@@ -39,6 +40,8 @@ pub struct Config {
     pub storage: Storage,
     /// How it is found, and finds others.
     pub discovery: Discovery,
+    /// How it lives with the other nodes of its site.
+    pub cluster: Cluster,
     /// What others may take of it.
     pub limits: Limits,
     /// What a new topic gets when its maker does not say.
@@ -103,6 +106,19 @@ pub struct Discovery {
     /// A domain whose DNS names the nodes of the site, for networks that multicast does not pass.
     #[serde(with = "units::domain_or_off")]
     pub domain: Option<String>,
+}
+
+/// `[cluster]`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Cluster {
+    /// How often it tells the others that it lives.
+    #[serde(with = "units::heartbeat")]
+    pub heartbeat: Duration,
+    /// How long another may be silent before this node takes it to be down. On a line that loses or delays more, it waits
+    /// longer by itself.
+    #[serde(with = "units::fence")]
+    pub fence_after: Duration,
 }
 
 /// `[limits]`
@@ -242,6 +258,16 @@ impl Config {
             let problem = format!("{advertised} addresses, limit is {JOIN_ADDRESSES_MAX}");
             return Some(("listen.advertise", problem));
         }
+        let Cluster { heartbeat, fence_after } = self.cluster;
+        if fence_after < heartbeat * BEATS_MISSED_MIN {
+            let problem = format!(
+                "{} is less than {BEATS_MISSED_MIN} times cluster.heartbeat, {}: a few lost datagrams \
+                 would depose nodes that live",
+                humantime::format_duration(fence_after),
+                humantime::format_duration(heartbeat)
+            );
+            return Some(("cluster.fence_after", problem));
+        }
         let Storage { ballast, low_space, .. } = self.storage;
         (ballast >= low_space).then(|| {
             let (ballast, low_space) = (units::print_bytes(ballast), units::print_bytes(low_space));
@@ -310,6 +336,12 @@ impl Default for Storage {
 impl Default for Discovery {
     fn default() -> Self {
         Self { mdns: true, domain: None }
+    }
+}
+
+impl Default for Cluster {
+    fn default() -> Self {
+        Self { heartbeat: HEARTBEAT, fence_after: FENCE_AFTER }
     }
 }
 

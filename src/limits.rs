@@ -124,14 +124,11 @@ pub const REPLICATION_FACTOR: usize = 3;
 
 // ---- replication ----
 
-/// How often replicas hear of each other when there is nothing else to say.
+/// How often replicas hear of each other when there is nothing else to say, and nodes of each other unless configured.
 pub const HEARTBEAT: Duration = Duration::from_millis(100);
 /// A node that was not heard for this long is down: seven heartbeats, so that neither a lossy link nor a machine that is
 /// busy for half a second deposes a primary.
 pub const FENCE_AFTER: Duration = Duration::from_millis(700);
-/// In a dispute of who hears whom, what was not heard for this long is not heard: less than [`FENCE_AFTER`], so that a
-/// primary is replaced before it can remove all others.
-pub const HEARD_WITHIN: Duration = Duration::from_millis(500);
 /// How long a node that asked for the lead of the metadata group waits before it asks again: the members' own drawn times
 /// come first.
 pub const STAND_AGAIN: Duration = Duration::from_secs(3);
@@ -318,7 +315,11 @@ pub const PEER_DIAL_TIMEOUT: Duration = Duration::from_secs(2);
 pub const PEER_REDIAL_FIRST: Duration = Duration::from_millis(50);
 /// Longest wait before a peer is dialled again: a node restarts in about a second.
 pub const PEER_REDIAL_LAST: Duration = Duration::from_secs(1);
-/// Least value of `FENCE_AFTER` that may be configured: four heartbeats.
+/// Most that may be configured between two heartbeats of a node.
+pub const HEARTBEAT_MAX: Duration = Duration::from_secs(1);
+/// Heartbeats that may at least be lost in a row before a node is down, whatever is configured.
+pub const BEATS_MISSED_MIN: u32 = 6;
+/// Least value of `FENCE_AFTER` that may be configured: [`BEATS_MISSED_MIN`] heartbeats.
 pub const FENCE_AFTER_MIN: Duration = Duration::from_millis(600);
 /// Largest value of `FENCE_AFTER` that may be configured: a site that waits longer for a failover is better told by hand.
 pub const FENCE_AFTER_MAX: Duration = Duration::from_secs(10);

@@ -7,7 +7,6 @@
 //! Invariant: nothing is believed of a peer that its certificate does not say. Whether what it says still counts (epochs,
 //! boots) is for `replication`: messages may be lost here, and are, whenever a bound is reached.
 
-mod detector;
 mod dial;
 mod frame;
 pub mod heartbeat;
@@ -20,7 +19,6 @@ mod serve;
 #[cfg(test)]
 mod tests;
 
-pub use detector::Detector;
 pub use dial::{BadDialConfig, DialConfig, PeerAddress};
 pub use heartbeat::{BadHeartbeat, Heartbeat};
 pub use hello::{LinkKind, PEER_VERSION, PEER_VERSION_MIN, PeerHello, PeerWelcome};

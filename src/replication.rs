@@ -25,6 +25,7 @@ mod message;
 #[cfg(test)]
 pub(crate) mod mutation;
 mod primary;
+mod rhythm;
 mod set_change;
 
 pub use backup::Backup;
@@ -37,6 +38,7 @@ pub use history::EpochHistory;
 pub use local_log::{LocalLog, Stored};
 pub use message::{Append, Body, Chunk, Envelope, FollowerState, Refusal, StateRow};
 pub use primary::{NotEnoughCopies, Primary};
+pub use rhythm::Rhythm;
 
 /// Whether this seeded bug is switched on. Only tests know the switches; in the product this is `false`.
 macro_rules! mutant {

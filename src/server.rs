@@ -337,6 +337,7 @@ impl Server {
             store: disk.store,
             queue: queue.clone(),
             clock,
+            fence: ahead.config.cluster.fence_after,
             metrics: ahead.doors.metrics.clone(),
         };
         let (engine, asked) = start::engine(ground, disk.recovered)?;
@@ -573,7 +574,7 @@ impl Ahead {
             data_dir: config.node.data_dir.clone(),
             pki_dir: config.pki_dir(),
             joins: Semaphore::new(JOINS_MAX),
-            liveness: LivenessTable::default(),
+            liveness: LivenessTable::new(config.cluster.fence_after),
             topic_defaults: config.topic_defaults.settings(),
             allow_anonymous: config.listen.allow_anonymous,
             streams_max: config.limits.streams_per_connection,
@@ -623,7 +624,7 @@ impl Ahead {
         let heard = std::mem::replace(&mut self.heard, none);
         self.run(metadata::watch_failure(Arc::clone(&engine)));
         self.run(metadata::run(Arc::clone(&engine)));
-        self.run(heartbeats::run(Arc::clone(&shared), heard));
+        self.run(heartbeats::run(Arc::clone(&shared), self.config.cluster.heartbeat, heard));
         self.run(proposals::run(Arc::clone(&engine), asked.proposals));
         self.run(install::run(Arc::clone(&engine), asked.installs));
         self.run(damage::run(Arc::clone(&shared), asked.suspects));

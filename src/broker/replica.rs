@@ -23,6 +23,7 @@ use crate::{
 pub struct Replica<W> {
     id: ShardId,
     me: Boot,
+    fence: Duration,
     config: ShardConfig,
     boots: Boots,
     role: Role<W>,
@@ -42,12 +43,14 @@ enum Role<W> {
 }
 
 impl<W> Replica<W> {
-    /// Begins to follow with what the disk holds. This boot is registered: nothing is told before that.
+    /// Begins to follow with what the disk holds. This boot is registered: nothing is told before that. While it leads, no
+    /// silence shorter than `fence` means that another replica is down.
     #[must_use]
-    pub fn new(id: ShardId, me: Boot, stored: Stored) -> Self {
+    pub fn new(id: ShardId, me: Boot, stored: Stored, fence: Duration) -> Self {
         Self {
             id,
             me,
+            fence,
             config: ShardConfig::default(),
             boots: Boots::new(),
             role: Role::Backup(Box::new(Backup::new(LocalLog::new(stored)))),
@@ -180,7 +183,8 @@ impl<W> Replica<W> {
         }
         if let Role::Backup(backup) = std::mem::replace(&mut self.role, Role::Over) {
             let log = backup.into_log();
-            let primary = Primary::begin(self.me, self.config.clone(), &self.boots, log, now);
+            let primary =
+                Primary::begin(self.me, self.config.clone(), &self.boots, log, self.fence, now);
             let shard = Shard::begin(self.id, primary, found, time, out)?;
             self.role = Role::Primary(Box::new(shard));
         }

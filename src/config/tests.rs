@@ -38,6 +38,9 @@ ballast = 1048576
 [discovery]
 mdns = false
 domain = "plant.example"
+[cluster]
+heartbeat = "200ms"
+fence_after = "2s"
 [limits]
 connections = 100
 streams_per_connection = 8
@@ -63,6 +66,8 @@ format = "json"
     let settings = config.topic_defaults.settings();
     assert_eq!((settings.partitions, settings.retention.age_ms), (12, None));
     assert_eq!(settings.retention.bytes, Some(10 * 1024 * MIB));
+    assert_eq!(config.cluster.heartbeat, Duration::from_millis(200));
+    assert_eq!(config.cluster.fence_after, Duration::from_secs(2));
     assert_eq!(config.log.format, LogFormat::Json);
 }
 
@@ -111,6 +116,19 @@ fn a_value_out_of_range_is_refused_with_the_range() {
         "[topic_defaults]\npartitions = 257",
         "d.toml:2:14: key 'topic_defaults.partitions':",
         &["1 to 256"],
+    );
+}
+
+#[test]
+fn few_lost_heartbeats_depose_nobody() {
+    let key = "d.toml:2:15: key 'cluster.fence_after':";
+    refused("[cluster]\nfence_after = \"100ms\"", key, &["600ms", "10s"]);
+    refused("[cluster]\nfence_after = 700", key, &["600ms"]);
+    refused("[cluster]\nheartbeat = \"1ms\"", "d.toml:2:13: key 'cluster.heartbeat':", &["100ms"]);
+    refused(
+        "[cluster]\nheartbeat = \"200ms\"",
+        "d.toml: key 'cluster.fence_after':",
+        &["700ms", "6 times", "200ms"],
     );
 }
 

@@ -128,6 +128,47 @@ sizes! {
     inflight = 2 * MIB..=1024 * MIB;
 }
 
+fn duration<'de, D: Deserializer<'de>>(
+    deserializer: D,
+    range: RangeInclusive<Duration>,
+) -> Result<Duration, D::Error> {
+    let print = |duration: &Duration| humantime::format_duration(*duration).to_string();
+    let (low, high) = (print(range.start()), print(range.end()));
+    let expected = format!("a duration from \"{low}\" to \"{high}\"");
+    let read = |raw: Raw<'_>| match raw {
+        Raw::Text(text) => humantime::parse_duration(text).ok().filter(|time| range.contains(time)),
+        Raw::Number(_) => None,
+    };
+    Reader { expected, read }.take(deserializer)
+}
+
+macro_rules! durations {
+    ($($name:ident = $range:expr;)*) => {
+        $(pub(super) mod $name {
+            use super::{Deserializer, Duration, Serializer, duration};
+            use crate::limits;
+
+            pub(in crate::config) fn deserialize<'de, D: Deserializer<'de>>(
+                d: D,
+            ) -> Result<Duration, D::Error> {
+                duration(d, $range)
+            }
+
+            pub(in crate::config) fn serialize<S: Serializer>(
+                time: &Duration,
+                s: S,
+            ) -> Result<S::Ok, S::Error> {
+                s.serialize_str(&humantime::format_duration(*time).to_string())
+            }
+        })*
+    };
+}
+
+durations! {
+    heartbeat = limits::HEARTBEAT..=limits::HEARTBEAT_MAX;
+    fence = limits::FENCE_AFTER_MIN..=limits::FENCE_AFTER_MAX;
+}
+
 pub(super) fn socket_address<'de, D: Deserializer<'de>>(d: D) -> Result<SocketAddr, D::Error> {
     let expected = "an IP address and a port such as \"[::]:7440\" or \"10.0.0.7:7440\"".into();
     Reader { expected, read: read_address }.take(d)

@@ -8,9 +8,10 @@ use std::{collections::BTreeMap, time::Duration};
 use super::{
     config::{Boots, ShardChange, ShardCommand, ShardConfig},
     entry::LogEnd,
+    rhythm::Rhythm,
 };
 use crate::{
-    limits::{BOOT_WAIT, FENCE_AFTER, HEARD_WITHIN, REPLICA_RETRY},
+    limits::{BOOT_WAIT, REPLICA_RETRY},
     types::{Boot, NodeId, ShardId},
 };
 
@@ -26,6 +27,7 @@ pub struct ShardDigest {
 /// The liveness table of one node, and what it would do about it.
 #[derive(Clone, Debug)]
 pub struct Controller {
+    fence: Duration,
     started: Duration,
     heard: BTreeMap<NodeId, Heard>,
     /// Whom each node says it hears, and when it said so.
@@ -36,15 +38,16 @@ pub struct Controller {
 #[derive(Clone, Debug)]
 struct Heard {
     boot: Boot,
-    at: Duration,
+    rhythm: Rhythm,
     ends: BTreeMap<ShardId, LogEnd>,
 }
 
 impl Controller {
-    /// Begins with an empty table.
+    /// Begins with an empty table. No silence shorter than `fence` means that a node is down.
     #[must_use]
-    pub fn new(now: Duration) -> Self {
+    pub fn new(fence: Duration, now: Duration) -> Self {
         Self {
+            fence,
             started: now,
             heard: BTreeMap::new(),
             reports: BTreeMap::new(),
@@ -54,18 +57,24 @@ impl Controller {
 
     /// A node lives. Heartbeats of an earlier boot than the one heard last are late.
     pub fn heartbeat(&mut self, from: Boot, digest: &[ShardDigest], now: Duration) {
-        let late = |heard: &Heard| heard.boot.incarnation > from.incarnation;
-        if self.heard.get(&from.node).is_some_and(late) {
-            return;
+        let mut rhythm = Rhythm::new(self.fence, now);
+        match self.heard.get(&from.node) {
+            Some(heard) if heard.boot.incarnation > from.incarnation => return,
+            Some(heard) if heard.boot == from => {
+                rhythm = heard.rhythm;
+                rhythm.heard(now);
+            }
+            // Of what another boot did nothing is learned.
+            Some(_) | None => {}
         }
         let ends = digest.iter().map(|d| (d.shard, d.end)).collect();
-        self.heard.insert(from.node, Heard { boot: from, at: now, ends });
+        self.heard.insert(from.node, Heard { boot: from, rhythm, ends });
     }
 
     /// Whom this node hears: to be said in its own heartbeats.
     #[must_use]
     pub fn hears(&self, now: Duration) -> Vec<NodeId> {
-        let heard = self.heard.iter().filter(|(_, heard)| now <= heard.at + HEARD_WITHIN);
+        let heard = self.heard.iter().filter(|(_, heard)| heard.rhythm.is_fresh(now));
         heard.map(|(node, _)| *node).collect()
     }
 
@@ -73,14 +82,14 @@ impl Controller {
     /// silence of theirs.
     pub fn stood_still(&mut self, time: Duration, now: Duration) {
         for heard in self.heard.values_mut() {
-            heard.at = (heard.at + time).min(now);
+            heard.rhythm.excuse(time, now);
         }
     }
 
     /// Whether a node was heard of lately enough not to count as down, in whatever boot.
     #[must_use]
     pub fn lives(&self, node: NodeId, now: Duration) -> bool {
-        self.heard.get(&node).is_some_and(|heard| now <= heard.at + FENCE_AFTER)
+        self.heard.get(&node).is_some_and(|heard| !heard.rhythm.is_silent(now))
     }
 
     /// Whom another node says it hears, with a heartbeat that was taken by [`Self::heartbeat`].
@@ -121,7 +130,7 @@ impl Controller {
             let current = boots.get(&primary.node) == Some(&primary.incarnation);
             // A controller that has just begun gives everybody the time to be heard.
             let lives = self.alive(primary.node, boots, now).is_some();
-            current && (lives || now < self.started + FENCE_AFTER)
+            current && (lives || now < self.started + self.fence)
         })
     }
 
@@ -132,9 +141,9 @@ impl Controller {
         let others: Vec<NodeId> =
             config.set.iter().copied().filter(|node| *node != primary.node).collect();
         let report = |node: NodeId| {
-            self.alive(node, boots, now)?;
+            let rhythm = self.alive(node, boots, now)?.rhythm;
             let (at, hears) = self.reports.get(&node)?;
-            (now <= *at + HEARD_WITHIN).then_some(hears)
+            rhythm.would_be_fresh(*at, now).then_some(hears)
         };
         let Some(heard_by_primary) = report(primary.node) else { return false };
         others.len() > 1
@@ -147,7 +156,7 @@ impl Controller {
     fn alive(&self, node: NodeId, boots: &Boots, now: Duration) -> Option<&Heard> {
         let heard = self.heard.get(&node)?;
         let current = boots.get(&node) == Some(&heard.boot.incarnation);
-        (current && now <= heard.at + FENCE_AFTER).then_some(heard)
+        (current && !heard.rhythm.is_silent(now)).then_some(heard)
     }
 
     /// The live member with the best log. Any member would be legal; the best one hides the silent loss of one disk.

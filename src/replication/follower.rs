@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::entry::LogEnd;
+use super::{entry::LogEnd, rhythm::Rhythm};
 use crate::types::{Incarnation, Lsn};
 
 /// What a primary knows of one replica, in this epoch.
@@ -19,8 +19,8 @@ pub(super) struct Follower {
     pub(super) asked_at: Option<Duration>,
     /// When entries were sent again last because some were missing there.
     pub(super) went_back_at: Option<Duration>,
-    /// When it was heard last.
-    pub(super) heard_at: Duration,
+    /// When it was heard.
+    pub(super) rhythm: Rhythm,
     /// The high watermark that it was told last.
     pub(super) told: Lsn,
     /// Where the log ended at a time when the replica had all that there was at the mark before.
@@ -62,7 +62,12 @@ pub(super) struct Sending {
 }
 
 impl Follower {
-    pub(super) fn new(incarnation: Option<Incarnation>, end: Lsn, now: Duration) -> Self {
+    pub(super) fn new(
+        incarnation: Option<Incarnation>,
+        end: Lsn,
+        fence: Duration,
+        now: Duration,
+    ) -> Self {
         Self {
             incarnation,
             progress: Progress::Probing,
@@ -70,7 +75,7 @@ impl Follower {
             acked_before: Lsn(0),
             asked_at: None,
             went_back_at: None,
-            heard_at: now,
+            rhythm: Rhythm::new(fence, now),
             told: Lsn(0),
             mark: (end, now),
             in_sync_since: None,

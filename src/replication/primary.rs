@@ -42,6 +42,8 @@ pub struct Primary<E> {
     stuck: bool,
     /// The time of the last input that had one.
     now: Duration,
+    /// No silence shorter than this means that a replica is down.
+    fence: Duration,
 }
 
 /// The commit set is smaller than the site asks for.
@@ -62,6 +64,7 @@ impl<E: LogEntry> Primary<E> {
         config: ShardConfig,
         boots: &Boots,
         log: LocalLog<E>,
+        fence: Duration,
         now: Duration,
     ) -> Self {
         let elected = config.primary == Some(me) || mutant!(ResumeEpoch);
@@ -77,6 +80,7 @@ impl<E: LogEntry> Primary<E> {
             me,
             config,
             log,
+            fence,
             epoch_start,
             installs: 0,
             followers: BTreeMap::new(),
@@ -218,7 +222,7 @@ impl<E: LogEntry> Primary<E> {
         if follower.incarnation != Some(from.incarnation) && !mutant!(CountOldIncarnation) {
             return false;
         }
-        follower.heard_at = now;
+        follower.rhythm.heard(now);
         match body {
             Body::State(state) => self.reconcile(from, state, view, out),
             Body::Durable(end) => {
@@ -331,6 +335,7 @@ impl<E: LogEntry> Primary<E> {
     /// Takes up which nodes hold the shard, and in which boot.
     fn know(&mut self, boots: &Boots, now: Duration) {
         let end = self.log.end().lsn;
+        let fence = self.fence;
         let wanted: Vec<NodeId> = self
             .config
             .required()
@@ -340,8 +345,10 @@ impl<E: LogEntry> Primary<E> {
         self.followers.retain(|node, _| wanted.contains(node));
         for node in wanted {
             let incarnation = boots.get(&node).copied();
-            let follower =
-                self.followers.entry(node).or_insert_with(|| Follower::new(incarnation, end, now));
+            let follower = self
+                .followers
+                .entry(node)
+                .or_insert_with(|| Follower::new(incarnation, end, fence, now));
             if follower.incarnation != incarnation {
                 follower.rebooted(incarnation);
             }

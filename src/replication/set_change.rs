@@ -13,10 +13,7 @@ use super::{
     primary::Primary,
 };
 use crate::{
-    limits::{
-        FENCE_AFTER, FLOOR_INTERVAL, FLOOR_INTERVAL_ALONE, LAG_MAX, REJOIN_DOUBLINGS_MAX,
-        REPLICA_RETRY,
-    },
+    limits::{FLOOR_INTERVAL, FLOOR_INTERVAL_ALONE, LAG_MAX, REJOIN_DOUBLINGS_MAX, REPLICA_RETRY},
     types::{Boot, Lsn, NodeId},
 };
 
@@ -103,7 +100,8 @@ impl<E: LogEntry> Primary<E> {
         let Some(follower) = self.followers.get(&node) else { return false };
         let pending = self.config.pending.iter().any(|boot| boot.node == node);
         let unwanted = !self.config.replicas.contains(&node);
-        let slow = is_dead(follower, now) || now > follower.mark.1 + LAG_MAX;
+        let slow = is_dead(follower, now)
+            || now > follower.mark.1 + LAG_MAX.max(follower.rhythm.silence_allowed());
         (pending || self.config.can_shrink()) && (slow || unwanted)
     }
 
@@ -125,7 +123,7 @@ impl<E: LogEntry> Primary<E> {
 }
 
 pub(super) fn is_dead(follower: &Follower, now: Duration) -> bool {
-    now > follower.heard_at + FENCE_AFTER
+    follower.rhythm.is_silent(now)
 }
 
 fn rejoin_wait(removals: u32) -> Duration {

@@ -9,6 +9,7 @@ use std::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -60,6 +61,8 @@ pub(super) struct Engine {
     /// Held while what the metadata says is taken over: table and shards change together.
     pub(super) topic_change: Mutex<()>,
     newest_record: Timestamp,
+    /// No silence shorter than this means that a node is down.
+    pub(super) fence: Duration,
     /// What shards ask of the metadata group. When it is full they ask again.
     proposals: mpsc::Sender<ShardCommand>,
     /// Snapshots that shards ask for.
@@ -121,6 +124,8 @@ pub(super) struct Ground {
     pub(super) store: Store,
     pub(super) queue: CommitQueue,
     pub(super) clock: Clock,
+    /// No silence shorter than this means that a node is down.
+    pub(super) fence: Duration,
     pub(super) metrics: Metrics,
 }
 
@@ -130,7 +135,7 @@ impl Engine {
         ground: Ground,
         recovered: Recovered,
     ) -> Result<(Arc<Self>, Asked), EngineError> {
-        let Ground { me, group, store, queue, clock, metrics } = ground;
+        let Ground { me, group, store, queue, clock, fence, metrics } = ground;
         let newest = recovered.partitions.iter().map(|found| found.bounds.last_time).max();
         let newest_record = newest.filter(|t| *t > Timestamp(0)).unwrap_or_else(|| clock.wall());
         let mut bounds: HashMap<ShardId, Vec<_>> = HashMap::new();
@@ -145,7 +150,7 @@ impl Engine {
             let committed = stored.high_watermark;
             let found = recovery::recovery(found, bounds.remove(&id).unwrap_or_default())?;
             let applied = Applied::new(found, committed).map_err(|error| bad(error.to_string()))?;
-            slots.push(Slot::new(id, Replica::new(id, me, stored), applied));
+            slots.push(Slot::new(id, Replica::new(id, me, stored, fence), applied));
         }
         let (proposals, asked_proposals) = mpsc::channel(PROPOSALS_WAITING_MAX);
         let (installs, asked_installs) = mpsc::channel(PROPOSALS_WAITING_MAX);
@@ -157,6 +162,7 @@ impl Engine {
             group,
             topics: TopicTable::default(),
             clock,
+            fence,
             metrics,
             slots,
             damage,

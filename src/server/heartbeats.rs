@@ -19,7 +19,10 @@ use crate::{
 /// What this node knows of the others, and of itself.
 struct Pulse {
     controller: Controller,
+    /// How often the others hear of this node.
+    every: Duration,
     sent: u64,
+    sent_at: Option<Duration>,
     /// When a majority of the voters was heard last.
     majority_at: Duration,
     /// When this node asked for the lead of the metadata group last.
@@ -29,14 +32,20 @@ struct Pulse {
 }
 
 /// Runs until the node stops.
-pub(super) async fn run(shared: Arc<Shared>, mut heard: mpsc::Receiver<Heartbeat>) {
+pub(super) async fn run(
+    shared: Arc<Shared>,
+    every: Duration,
+    mut heard: mpsc::Receiver<Heartbeat>,
+) {
     let engine = Arc::clone(&shared.engine);
     let mut applied = engine.group.applied();
     let mut leader = engine.group.leader();
     let now = engine.clock.uptime();
     let mut pulse = Pulse {
-        controller: Controller::new(now),
+        controller: Controller::new(engine.fence, now),
+        every,
         sent: 0,
+        sent_at: None,
         majority_at: now,
         stood_at: now,
         beat_at: now,
@@ -76,7 +85,10 @@ impl Pulse {
         }
         self.beat_at = now;
         engine.tick();
-        self.sent += 1;
+        let due = self.sent_at.is_none_or(|at| now + HEARTBEAT / 2 >= at + self.every);
+        if due {
+            (self.sent, self.sent_at) = (self.sent + 1, Some(now));
+        }
         let beat = Heartbeat {
             from: engine.me,
             sent: self.sent,
@@ -88,7 +100,7 @@ impl Pulse {
             draining: shared.is_draining(),
             damaged: engine.damage.len() > 0,
         };
-        if let Some(links) = engine.links.get() {
+        if due && let Some(links) = engine.links.get() {
             links.heartbeat(&beat);
         }
         shared.liveness.retain(|node| engine.group.read(|site| site.nodes.contains_key(&node)));
@@ -107,7 +119,7 @@ impl Pulse {
         if there > voters.len() / 2 {
             self.majority_at = now;
         }
-        let isolated = now > self.majority_at + ISOLATED_AFTER;
+        let isolated = now > self.majority_at + ISOLATED_AFTER.max(engine.fence * 2 + HEARTBEAT);
         if isolated == engine.is_isolated() {
             return;
         }

@@ -8,16 +8,17 @@ use std::{
 };
 
 use crate::{
-    limits::FENCE_AFTER,
     peer::Heartbeat,
-    replication::{LogEnd, ShardConfig},
+    replication::{LogEnd, Rhythm, ShardConfig},
     types::{Boot, NodeId, ShardId},
     wire::{Lag, Liveness},
 };
 
 /// The newest heartbeat of each node, this one's own with them.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct LivenessTable {
+    /// No silence shorter than this means that a node is down.
+    fence: Duration,
     heard: Mutex<BTreeMap<NodeId, Heard>>,
 }
 
@@ -26,7 +27,7 @@ struct Heard {
     boot: Boot,
     /// Since when it is heard without a pause.
     since: Duration,
-    last: Duration,
+    rhythm: Rhythm,
     clients: u32,
     damaged: bool,
     ends: BTreeMap<ShardId, LogEnd>,
@@ -34,11 +35,15 @@ struct Heard {
 
 impl Heard {
     fn is_up(&self, now: Duration) -> bool {
-        now <= self.last + FENCE_AFTER
+        !self.rhythm.is_silent(now)
     }
 }
 
 impl LivenessTable {
+    pub(super) fn new(fence: Duration) -> Self {
+        Self { fence, heard: Mutex::default() }
+    }
+
     /// Takes a heartbeat.
     pub(super) fn take(&self, beat: &Heartbeat, now: Duration) {
         let mut heard = self.heard();
@@ -49,8 +54,10 @@ impl LivenessTable {
         let same = before.filter(|before| before.boot == beat.from && before.is_up(now));
         let ends = beat.digests.iter().map(|digest| (digest.shard, digest.end)).collect();
         let since = same.map_or(now, |same| same.since);
+        let mut rhythm = same.map_or(Rhythm::new(self.fence, now), |same| same.rhythm);
+        rhythm.heard(now);
         let (boot, clients, damaged) = (beat.from, beat.connections, beat.damaged);
-        heard.insert(boot.node, Heard { boot, since, last: now, clients, damaged, ends });
+        heard.insert(boot.node, Heard { boot, since, rhythm, clients, damaged, ends });
     }
 
     /// Forgets nodes that the site has no more.
@@ -73,10 +80,10 @@ impl LivenessTable {
                 clients: Some(heard.clients),
             }),
             Some(heard) => {
-                let since_ms = ms(now.saturating_sub(heard.last));
+                let since_ms = ms(now.saturating_sub(heard.rhythm.last()));
                 Some(Liveness { up: false, since_ms, clients: None })
             }
-            None if now > FENCE_AFTER => {
+            None if now > self.fence => {
                 Some(Liveness { up: false, since_ms: ms(now), clients: None })
             }
             None => None,
@@ -123,6 +130,7 @@ impl LivenessTable {
 mod tests {
     use super::*;
     use crate::{
+        limits::{FENCE_AFTER, HEARTBEAT},
         replication::ShardDigest,
         types::{Epoch, Incarnation, Lsn},
     };
@@ -141,18 +149,20 @@ mod tests {
 
     #[test]
     fn a_node_is_up_since_it_was_heard_and_down_since_it_was_not() {
-        let table = LivenessTable::default();
+        let table = LivenessTable::new(FENCE_AFTER);
         assert_eq!(table.of(NodeId(2), FENCE_AFTER), None, "it had no time to be heard");
         assert_eq!(
             table.of(NodeId(2), 5 * SECOND).map(|l| (l.up, l.since_ms)),
             Some((false, 5_000))
         );
         table.take(&beat(2, 7, 1), 5 * SECOND);
-        table.take(&beat(2, 7, 1), 5 * SECOND + FENCE_AFTER);
-        let up = table.of(NodeId(2), 6 * SECOND);
-        assert_eq!(up, Some(Liveness { up: true, since_ms: 1_000, clients: Some(3) }));
+        let last = 5 * SECOND + HEARTBEAT;
+        table.take(&beat(2, 7, 1), last);
+        let up = table.of(NodeId(2), 5 * SECOND + FENCE_AFTER);
+        let since_ms = u64::try_from(FENCE_AFTER.as_millis()).expect("small");
+        assert_eq!(up, Some(Liveness { up: true, since_ms, clients: Some(3) }));
         table.take(&beat(2, 6, 1), 6 * SECOND);
-        let down = table.of(NodeId(2), 5 * SECOND + 2 * FENCE_AFTER + SECOND);
+        let down = table.of(NodeId(2), last + FENCE_AFTER + SECOND);
         let since_ms = u64::try_from((FENCE_AFTER + SECOND).as_millis()).expect("small");
         assert_eq!(down, Some(Liveness { up: false, since_ms, clients: None }), "6 came late");
         table.take(&beat(2, 9, 1), 20 * SECOND);
@@ -161,7 +171,7 @@ mod tests {
 
     #[test]
     fn who_is_behind_is_measured_by_the_commit_set() {
-        let table = LivenessTable::default();
+        let table = LivenessTable::new(FENCE_AFTER);
         table.take(&beat(1, 1, 50), SECOND);
         table.take(&beat(2, 2, 48), SECOND);
         table.take(&beat(3, 3, 20), SECOND);

@@ -12,6 +12,7 @@ use super::{
 };
 use crate::{
     broker::{Effect, PublishInput, Recovery, Reject, Replica, Waiter},
+    limits::FENCE_AFTER,
     replication::{
         self, Append, Body, Chunk, Controller, Envelope, LogEnd, LogView, ShardChange, ShardDigest,
     },
@@ -82,7 +83,7 @@ impl Process {
             nonce,
             boot: None,
             replica: None,
-            controller: Controller::new(now),
+            controller: Controller::new(FENCE_AFTER, now),
             applied: 0,
             learning: false,
             ticks: 0,
@@ -98,7 +99,7 @@ impl Process {
         if !witness {
             let stored = disk.durable.stored();
             self.seen = (stored.high_watermark, None);
-            self.replica = Some(Replica::new(SHARD, boot, stored));
+            self.replica = Some(Replica::new(SHARD, boot, stored, FENCE_AFTER));
         }
     }
 

@@ -3,6 +3,7 @@ use super::{
     *,
 };
 use crate::{
+    limits::FENCE_AFTER,
     replication::{Boots, EpochHistory, LocalLog, LogEntry, ShardConfig, Stored},
     types::{Boot, Epoch, Incarnation, NodeId, Sequence, TopicId},
     wire::{BatchBuilder, Compression, Record, batch},
@@ -40,7 +41,7 @@ fn primary(epoch: u64, stored: Stored) -> Primary<Entry> {
         copies_min: 1,
         ..ShardConfig::default()
     };
-    Primary::begin(me, config, &Boots::new(), LocalLog::new(stored), Duration::ZERO)
+    Primary::begin(me, config, &Boots::new(), LocalLog::new(stored), FENCE_AFTER, Duration::ZERO)
 }
 
 impl World {

@@ -1,6 +1,6 @@
 use super::*;
 use crate::{
-    limits::HEARTBEAT,
+    limits::{FENCE_AFTER, HEARTBEAT},
     replication::fixture::boot,
     types::{Epoch, Incarnation, Lsn},
 };
@@ -43,7 +43,7 @@ fn elected(
 
 #[test]
 fn a_silent_primary_is_replaced_by_the_live_member_with_the_best_log() {
-    let mut controller = Controller::new(Duration::ZERO);
+    let mut controller = Controller::new(FENCE_AFTER, Duration::ZERO);
     let config = config(&[1, 2, 3]);
     (1..=3).for_each(|node| hear(&mut controller, node, 3, 9, SECOND * 20));
     assert_eq!(elected(&mut controller, &config, SECOND * 20), None, "it lives");
@@ -60,7 +60,7 @@ fn a_silent_primary_is_replaced_by_the_live_member_with_the_best_log() {
 
 #[test]
 fn of_equal_logs_the_preferred_replica_leads() {
-    let mut controller = Controller::new(Duration::ZERO);
+    let mut controller = Controller::new(FENCE_AFTER, Duration::ZERO);
     hear(&mut controller, 2, 3, 9, SECOND * 20);
     hear(&mut controller, 3, 3, 9, SECOND * 20);
     assert_eq!(elected(&mut controller, &config(&[1, 2, 3]), SECOND * 20).map(|e| e.0), Some(2));
@@ -68,7 +68,7 @@ fn of_equal_logs_the_preferred_replica_leads() {
 
 #[test]
 fn a_starting_site_waits_for_all_members_but_not_for_ever() {
-    let mut controller = Controller::new(Duration::ZERO);
+    let mut controller = Controller::new(FENCE_AFTER, Duration::ZERO);
     let mut config = config(&[1, 2]);
     config.primary = Some(boot(1, 0));
     hear(&mut controller, 2, 3, 9, SECOND);
@@ -79,7 +79,7 @@ fn a_starting_site_waits_for_all_members_but_not_for_ever() {
 
 #[test]
 fn a_stalled_shard_and_boots_that_are_over_are_left_alone() {
-    let mut controller = Controller::new(Duration::ZERO);
+    let mut controller = Controller::new(FENCE_AFTER, Duration::ZERO);
     let mut config = config(&[2]);
     controller.heartbeat(boot(2, 1), &[], SECOND * 20);
     assert_eq!(elected(&mut controller, &config, SECOND * 20), None, "a former boot of 2");
@@ -104,7 +104,7 @@ fn report(controller: &mut Controller, reports: &[(u64, &[u64])], now: Duration)
 fn a_primary_that_hears_none_of_those_who_hear_each_other_is_replaced() {
     let now = SECOND * 20;
     let cut_off: &[(u64, &[u64])] = &[(1, &[1, 4]), (2, &[2, 3, 4]), (3, &[2, 3, 4])];
-    let mut controller = Controller::new(Duration::ZERO);
+    let mut controller = Controller::new(FENCE_AFTER, Duration::ZERO);
     report(&mut controller, cut_off, now);
     let elect = elected(&mut controller, &config(&[1, 2, 3]), now);
     assert_eq!(elect, Some((2, vec![NodeId(1)])));
@@ -112,21 +112,21 @@ fn a_primary_that_hears_none_of_those_who_hear_each_other_is_replaced() {
     for whole in
         [[(1, &[1, 2][..]), (2, &[2, 3]), (3, &[2, 3])], [(1, &[1]), (2, &[2]), (3, &[2, 3])]]
     {
-        let mut controller = Controller::new(Duration::ZERO);
+        let mut controller = Controller::new(FENCE_AFTER, Duration::ZERO);
         report(&mut controller, &whole, now);
         assert_eq!(elected(&mut controller, &config(&[1, 2, 3]), now), None, "{whole:?}");
     }
-    let mut controller = Controller::new(Duration::ZERO);
+    let mut controller = Controller::new(FENCE_AFTER, Duration::ZERO);
     report(&mut controller, cut_off, now);
     assert_eq!(elected(&mut controller, &config(&[1, 2]), now), None, "one against one");
-    (1..=3).for_each(|node| hear(&mut controller, node, 3, 9, now + HEARD_WITHIN * 2));
-    let later = now + HEARD_WITHIN * 2;
+    (1..=3).for_each(|node| hear(&mut controller, node, 3, 9, now + FENCE_AFTER * 2));
+    let later = now + FENCE_AFTER * 2;
     assert_eq!(elected(&mut controller, &config(&[1, 2, 3]), later), None, "reports grow old");
 }
 
 #[test]
 fn time_in_which_this_node_stood_still_is_nobodys_silence() {
-    let mut controller = Controller::new(Duration::ZERO);
+    let mut controller = Controller::new(FENCE_AFTER, Duration::ZERO);
     let heard = SECOND * 20;
     (1..=2).for_each(|node| hear(&mut controller, node, 3, 9, heard));
     let (still, now) = (FENCE_AFTER * 2, heard + FENCE_AFTER * 2 + HEARTBEAT);

@@ -1,5 +1,6 @@
 use super::*;
 use crate::{
+    limits::FENCE_AFTER,
     replication::{
         ShardChange, Stored,
         fixture::{Bare, BareLog, after, boot},
@@ -42,7 +43,8 @@ impl World {
         };
         let mut local = LocalLog::new(stored);
         local.promise(Epoch(4), &mut Vec::new());
-        let primary = Primary::begin(boot(1, 1), config, &boots(), local, Duration::ZERO);
+        let primary =
+            Primary::begin(boot(1, 1), config, &boots(), local, FENCE_AFTER, Duration::ZERO);
         // The promise.
         let asked = 1;
         let mut world = Self { primary, log, asked, out: Vec::new() };

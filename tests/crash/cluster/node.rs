@@ -5,6 +5,7 @@ use std::{collections::VecDeque, time::Duration};
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use dunlin::{
     broker::{Applied, Effect, Recovery, Reject, Replica},
+    limits::FENCE_AFTER,
     replication::{
         self, Append, Body, Chunk, Envelope, EpochHistory, LogChange, LogEnd, LogEntry, LogView,
         ShardChange, ShardReport, StateRow, Stored,
@@ -242,7 +243,7 @@ impl Node {
         let applied = Applied::new(found, stored.high_watermark).expect("our own entries");
         Self {
             boot,
-            replica: Replica::new(SHARD, boot, stored),
+            replica: Replica::new(SHARD, boot, stored, FENCE_AFTER),
             applied,
             store,
             writer,

@@ -8,6 +8,7 @@ use std::{
 use bytes::{Bytes, BytesMut};
 use dunlin::{
     broker::{PublishInput, Reject, Waiter},
+    limits::FENCE_AFTER,
     replication::{
         Boots, Controller, Envelope, LogEnd, ShardChange, ShardConfig, ShardDigest, ShardReport,
     },
@@ -131,7 +132,7 @@ impl World {
             boots: Boots::new(),
             agreed: Vec::new(),
             known: [0; NODES],
-            controller: Controller::new(Duration::ZERO),
+            controller: Controller::new(FENCE_AFTER, Duration::ZERO),
             messages: VecDeque::new(),
             producers: (0..u64::from(PARTITIONS)).map(producer).collect(),
             acked: Vec::new(),
