@@ -39,9 +39,14 @@ torture secs="60" seeds="5" seed="":
     DUNLIN_TORTURE_SECS={{ secs }} DUNLIN_TORTURE_SEEDS={{ seeds }} DUNLIN_SEED={{ seed }} \
         cargo test --test torture torture_for_long -- --nocapture
 
-# From a fault to the next ack that clients see, by this many trials of each kind.
+# How long clients wait when a node is killed, cut off, stopped or drained, by this many trials of each kind. The nodes are the
+# optimised program, or what `DUNLIN_PROGRAM` names; the tests around them need no optimising.
 failover trials="20":
-    DUNLIN_FAILOVER={{ trials }} cargo test --release --test torture failover_times -- --nocapture
+    #!/usr/bin/env bash
+    set -euo pipefail
+    program=${DUNLIN_PROGRAM:-target/release/dunlin}
+    [[ -n ${DUNLIN_PROGRAM:-} ]] || cargo build --release --bin dunlin
+    DUNLIN_PROGRAM=$program DUNLIN_FAILOVER={{ trials }} cargo test --test torture failover_times -- --nocapture
 
 # The replicated log under faults, in one thread: 300 seeds. `just sim 17` or `just sim seed=17` replays one, with its trace.
 sim seed="":
