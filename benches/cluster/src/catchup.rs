@@ -34,11 +34,11 @@ pub(crate) struct Catchup {
     /// Bytes of payload that are published while the node is away, such as 2GB
     #[arg(long, value_name = "BYTES", default_value = "2GB", value_parser = bytes)]
     bytes: u64,
-    /// Records of 1 KiB a second of the steady producers together [default: a third of what one producer reaches]
+    /// Records of 1 KiB a second of the steady producers together [default: a third of what they reach]
     #[arg(long, value_name = "RECORDS")]
     rate: Option<u64>,
     /// Steady producers, each with a connection of its own
-    #[arg(long, value_name = "N", default_value_t = 4)]
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = at_least_one)]
     producers: usize,
     /// Seconds of quiet before the node is killed
     #[arg(long, value_name = "SECONDS", default_value_t = 10)]
@@ -81,7 +81,10 @@ impl Catchup {
 
         let (rate, how) = match self.rate {
             Some(rate) => (rate, "as told"),
-            None => (capacity(&site, &others, &topic).await? / 3, "a third of one producer's"),
+            None => {
+                let capacity = capacity(self.producers, &site, &others, &topic).await?;
+                (capacity / 3, "a third of what they reach with 16 in flight each")
+            }
         };
         let mut steady = self.steady(&site, &others, &topic, rate.max(1)).await?;
         // What begins with the producers is not quiet.
@@ -153,7 +156,7 @@ impl Catchup {
         let is_over = Arc::new(AtomicBool::new(false));
         let mut producers = JoinSet::new();
         let mut due = Vec::new();
-        for _ in 0..self.producers.max(1) {
+        for _ in 0..self.producers {
             let client = Client::connect(&site.profile_of(others)).await?;
             let publisher = client.publisher(topic).acks(Acks::Replicated).open().await?;
             let (sender, receiver) = mpsc::channel(DUE_MAX);
@@ -192,7 +195,7 @@ async fn produce(
     mut due: mpsc::Receiver<Instant>,
     phases: Arc<Phases>,
 ) -> Result<()> {
-    let payload = Bytes::from_iter((0..1_024).map(|_| rand::random::<u8>()));
+    let payload = Bytes::from_iter((0..RECORD).map(|_| rand::random::<u8>()));
     let mut waiting: VecDeque<(usize, Instant, AckFuture)> = VecDeque::new();
     let mut is_over = false;
     while !is_over || !waiting.is_empty() {
@@ -294,13 +297,29 @@ impl Phases {
     }
 }
 
-/// Records a second that one producer gets through with all its window.
-async fn capacity(site: &Site, others: &[usize], topic: &TopicName) -> Result<u64> {
-    let client = Client::connect(&site.profile_of(others)).await?;
-    let publisher = client.publisher(topic).acks(Acks::Replicated).open().await?;
-    let (warm, lasting) = (Duration::from_secs(1), Duration::from_secs(3));
-    let measured = run(&Producer::Dunlin(publisher), (1_024, 1_024), warm, lasting).await?;
-    Ok(measured.rate as u64)
+/// Records a second that so many producers get through together with a few in flight each: batches as small as those of
+/// steady producers, of which a full window would say too much.
+async fn capacity(
+    producers: usize,
+    site: &Site,
+    others: &[usize],
+    topic: &TopicName,
+) -> Result<u64> {
+    let mut running = JoinSet::new();
+    for _ in 0..producers {
+        let client = Client::connect(&site.profile_of(others)).await?;
+        let publisher = client.publisher(topic).acks(Acks::Replicated).open().await?;
+        running.spawn(async move {
+            let producer = Producer::Dunlin(publisher);
+            let (warm, lasting) = (Duration::from_secs(1), Duration::from_secs(3));
+            run(&producer, (CAPACITY_IN_FLIGHT, RECORD), warm, lasting).await
+        });
+    }
+    let mut rate = 0.0;
+    while let Some(measured) = running.join_next().await {
+        rate += measured??.rate;
+    }
+    Ok(rate as u64)
 }
 
 /// Publishes so many bytes of payload as fast as they are taken.
@@ -328,6 +347,11 @@ fn sets(status: &serde_json::Value) -> Result<String> {
     }
 }
 
+fn at_least_one(text: &str) -> std::result::Result<usize, String> {
+    let number = text.parse().map_err(|_| format!("'{text}' is no number"))?;
+    if number == 0 { Err("at least one is needed".into()) } else { Ok(number) }
+}
+
 /// Such as `2GB` or `500MB`: decimal.
 fn bytes(text: &str) -> std::result::Result<u64, String> {
     let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
@@ -344,6 +368,8 @@ fn bytes(text: &str) -> std::result::Result<u64, String> {
 const BURST_EVERY: Duration = Duration::from_millis(1);
 /// Due records of one producer that it has not taken yet: past that, pacing waits, and the records count from when they were due.
 const DUE_MAX: usize = 65_536;
+const RECORD: usize = 1_024;
+const CAPACITY_IN_FLIGHT: usize = 16;
 const FILL_RECORD: usize = 16 * 1_024;
 const CATCH_UP_MAX: Duration = Duration::from_secs(1_800);
 

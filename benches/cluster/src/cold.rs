@@ -7,6 +7,7 @@ use dunlin::{
     wire::ClusterStatus,
 };
 use tokio::{
+    sync::Semaphore,
     task::JoinSet,
     time::{Instant, sleep, timeout},
 };
@@ -70,10 +71,13 @@ impl Cold {
 
     async fn connect(&self, site: &Site, topics: &[TopicName]) -> Result<Vec<Arc<OneClient>>> {
         let mut connecting = JoinSet::new();
+        // At first they come one after the other: what is measured begins when all are there.
+        let places = Arc::new(Semaphore::new(CONNECTING_MAX));
         for number in 0..self.clients {
             let topic = topics[number % topics.len()].clone();
-            let profile = site.profile().clone();
+            let (profile, places) = (site.profile().clone(), Arc::clone(&places));
             connecting.spawn(async move {
+                let _place = places.acquire().await?;
                 let client = Client::connect(&profile).await?;
                 let publisher = client.publisher(&topic).acks(Acks::Replicated);
                 let publisher = publisher.deadline(SERVED_MAX).open().await?;
@@ -194,5 +198,6 @@ fn allow_sockets() {
 }
 
 const COLD_MAX: f64 = 10.0;
+const CONNECTING_MAX: usize = 20;
 /// Far past what is wanted, so that a miss is a figure.
 const SERVED_MAX: Duration = Duration::from_secs(120);
