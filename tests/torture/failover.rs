@@ -1,4 +1,5 @@
-//! How long clients wait when a node goes: from the fault to the first ack of what was sent after it.
+//! How long clients wait when a node goes. Where it is killed or cut off: from the fault to the first ack of what was sent
+//! after it. Where it goes in order: the longest that any record waited meanwhile, because it still acknowledges for a while.
 
 use std::{sync::Arc, time::Duration};
 
@@ -9,7 +10,10 @@ use tokio::{
     time::{Instant, interval, sleep, timeout},
 };
 
-use super::site::{PATIENCE, Shape, Site};
+use super::{
+    fault::set_draining,
+    site::{PATIENCE, Shape, Site},
+};
 
 /// What happens to which node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,15 +23,17 @@ pub(crate) enum Trial {
     PrimaryUnplugged,
     BackupKilled,
     PrimaryStopped,
+    PrimaryDrained,
 }
 
 impl Trial {
-    pub(crate) const ALL: [Self; 5] = [
+    pub(crate) const ALL: [Self; 6] = [
         Self::PrimaryKilled,
         Self::PrimaryAndControllerKilled,
         Self::PrimaryUnplugged,
         Self::BackupKilled,
         Self::PrimaryStopped,
+        Self::PrimaryDrained,
     ];
 
     fn in_words(self) -> &'static str {
@@ -36,8 +42,14 @@ impl Trial {
             Self::PrimaryAndControllerKilled => "primary killed, controller too",
             Self::PrimaryUnplugged => "primary's cable pulled",
             Self::BackupKilled => "backup killed",
-            Self::PrimaryStopped => "primary stopped by SIGTERM",
+            Self::PrimaryStopped => "primary stopped by SIGTERM, longest wait",
+            Self::PrimaryDrained => "primary drained, longest wait",
         }
+    }
+
+    /// Whether the node knows that it goes.
+    fn is_in_order(self) -> bool {
+        matches!(self, Self::PrimaryStopped | Self::PrimaryDrained)
     }
 }
 
@@ -45,10 +57,21 @@ impl Trial {
 pub(crate) const SHAPE: Shape = Shape { data: 3, witnesses: 0, shards: 1 };
 const SEND_EVERY: Duration = Duration::from_millis(5);
 
-/// The node that a publisher is connected to, and the newest moment of sending that is acked.
+/// What a drain may cost a client.
+const DRAIN_PAUSE_MAX: Duration = Duration::from_millis(250);
+
+/// The node that a publisher is connected to, and what was acked to it.
 struct Watched {
-    acked: Arc<Mutex<Instant>>,
+    acked: Arc<Mutex<Acked>>,
     at: usize,
+}
+
+#[derive(Debug)]
+struct Acked {
+    /// The newest moment of sending that is acked.
+    newest: Instant,
+    /// The longest from sending to ack, of what was acked since this was set to zero.
+    longest: Duration,
 }
 
 /// Makes the topic that is published to.
@@ -65,7 +88,7 @@ pub(crate) async fn topic(site: &Site) -> TopicName {
 pub(crate) async fn measure(mut site: Site, trials: &[Trial], count: usize) {
     let topic = topic(&site).await;
     println!(
-        "{:38} {:12} {:>5} {:>7} {:>7} {:>7}",
+        "{:42} {:12} {:>5} {:>7} {:>7} {:>7}",
         "ms to next ack", "client at", "n", "p50", "p99", "max"
     );
     for trial in trials {
@@ -84,13 +107,20 @@ pub(crate) async fn measure(mut site: Site, trials: &[Trial], count: usize) {
 fn row(trial: Trial, at: &str, waits: &mut [Duration]) {
     waits.sort_unstable();
     let quantile = |of: usize| waits[(waits.len() * of / 100).min(waits.len() - 1)].as_millis();
+    let longest = waits[waits.len() - 1];
+    let missed = trial == Trial::PrimaryDrained && longest > DRAIN_PAUSE_MAX;
     println!(
-        "{:38} {at:12} {:>5} {:>7} {:>7} {:>7}",
+        "{:42} {at:12} {:>5} {:>7} {:>7} {:>7}{}",
         trial.in_words(),
         waits.len(),
         quantile(50),
         quantile(99),
-        waits[waits.len() - 1].as_millis()
+        longest.as_millis(),
+        if missed {
+            format!("!  wanted: <= {}", DRAIN_PAUSE_MAX.as_millis())
+        } else {
+            String::new()
+        }
     );
 }
 
@@ -115,42 +145,70 @@ pub(crate) async fn once(
         let connected = client.welcome().await.unwrap().node;
         let at = site.nodes().find(|n| site.name(*n) == connected).unwrap();
         let publisher = client.publisher(topic).acks(Acks::Replicated).open().await.unwrap();
-        let acked = Arc::new(Mutex::new(Instant::now()));
+        let acked = Acked { newest: Instant::now(), longest: Duration::ZERO };
+        let acked = Arc::new(Mutex::new(acked));
         tasks.spawn(publish(client, publisher, Arc::clone(&acked)));
         clients.push(Watched { acked, at });
     }
     sleep(Duration::from_millis(300)).await;
+    for client in &clients {
+        client.acked.lock().await.longest = Duration::ZERO;
+    }
     let fault = Instant::now();
     match trial {
         Trial::PrimaryUnplugged => site.network.switch().unwrap().plug(victim, "down").unwrap(),
-        Trial::PrimaryStopped => site.begin_stop(victim),
+        Trial::PrimaryStopped => drop(site.stop(victim).await.unwrap()),
+        Trial::PrimaryDrained => {
+            set_draining(site, victim, true).await.unwrap();
+            holds_nothing(site, victim).await;
+        }
         _ => site.kill(victim),
     }
+    let gone = if trial.is_in_order() { Instant::now() } else { fault };
     let mut waits = Vec::new();
     let mut watch = JoinSet::new();
     for Watched { acked, at } in clients {
         watch.spawn(async move {
             let mut looks = interval(Duration::from_millis(1));
-            while *acked.lock().await <= fault {
+            while acked.lock().await.newest <= gone {
                 looks.tick().await;
             }
-            (at, fault.elapsed())
+            let longest = acked.lock().await.longest;
+            (at, if trial.is_in_order() { longest } else { fault.elapsed() })
         });
     }
     while let Some(waited) = timeout(PATIENCE, watch.join_next()).await.unwrap() {
         waits.push(waited.unwrap());
     }
     drop(tasks);
-    if trial == Trial::PrimaryUnplugged {
-        site.network.switch().unwrap().plug(victim, "up").unwrap();
-    } else {
-        if trial == Trial::PrimaryStopped {
-            site.stop(victim).await.unwrap();
-        }
-        site.restart(victim).await.unwrap();
+    match trial {
+        Trial::PrimaryUnplugged => site.network.switch().unwrap().plug(victim, "up").unwrap(),
+        Trial::PrimaryDrained => set_draining(site, victim, false).await.unwrap(),
+        _ => site.restart(victim).await.unwrap(),
     }
     site.in_sync(PATIENCE).await.unwrap();
     (victim, waits)
+}
+
+/// Waits until a node leads nothing and counts nowhere, as another one sees it.
+async fn holds_nothing(site: &Site, node: usize) {
+    let deadline = Instant::now() + PATIENCE;
+    let other = site.nodes().find(|other| *other != node).unwrap();
+    let mut looks = interval(Duration::from_millis(20));
+    loop {
+        looks.tick().await;
+        let status = site.status_of(other).await;
+        let holds = status.as_ref().map(|status| {
+            let id = status.nodes.iter().find(|n| n.name == site.name(node)).unwrap().id;
+            status.shards.iter().any(|shard| {
+                shard.primary == Some(id) || shard.set.contains(&id) || shard.replicas.contains(&id)
+            })
+        });
+        if holds == Ok(false) {
+            return;
+        }
+        assert!(Instant::now() < deadline, "a drain does not end: {status:?}");
+    }
 }
 
 /// Restarts nodes until primary and controller are as the trial wants them.
@@ -175,7 +233,7 @@ async fn arrange(site: &mut Site, trial: Trial) -> (usize, usize) {
     }
 }
 
-async fn publish(_client: Client, publisher: Publisher, acked: Arc<Mutex<Instant>>) {
+async fn publish(_client: Client, publisher: Publisher, acked: Arc<Mutex<Acked>>) {
     let mut ticks = interval(SEND_EVERY);
     let mut acks = JoinSet::new();
     loop {
@@ -185,8 +243,9 @@ async fn publish(_client: Client, publisher: Publisher, acked: Arc<Mutex<Instant
         let acked = Arc::clone(&acked);
         acks.spawn(async move {
             if ack.await.is_ok() {
-                let mut newest = acked.lock().await;
-                *newest = sent.max(*newest);
+                let mut acked = acked.lock().await;
+                acked.newest = sent.max(acked.newest);
+                acked.longest = sent.elapsed().max(acked.longest);
             }
         });
         while acks.try_join_next().is_some() {}

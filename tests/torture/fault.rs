@@ -334,7 +334,8 @@ fn primaries(site: &Site, status: &ClusterStatus) -> Vec<usize> {
     primaries.map(|id| site.number_of(status, id)).collect()
 }
 
-async fn set_draining(site: &Site, node: usize, draining: bool) -> Result<(), String> {
+/// Lets a node give away all that it holds, or hold shards again.
+pub(crate) async fn set_draining(site: &Site, node: usize, draining: bool) -> Result<(), String> {
     let mut error = String::new();
     // One that is paused or cut does not answer.
     for _ in 0..20 {

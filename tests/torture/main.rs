@@ -2,6 +2,7 @@
 //!
 //! `DUNLIN_SEED` repeats a run, `DUNLIN_TORTURE_SECS` and `DUNLIN_TORTURE_SEEDS` make it longer, `DUNLIN_TORTURE_FAULTS`
 //! names the kinds of faults, `DUNLIN_TORTURE_KEEP` keeps the files of a run that failed. `just torture` explains them.
+//! `DUNLIN_PROGRAM` names another program for the nodes than the one that was built with the tests.
 
 #![allow(
     clippy::disallowed_methods,

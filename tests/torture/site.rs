@@ -5,6 +5,7 @@ use std::{
     io::Write as _,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
+    sync::LazyLock,
     time::Duration,
 };
 
@@ -80,7 +81,7 @@ impl Site {
             );
             fs::write(node.dir.join("dunlin.toml"), text).unwrap();
         }
-        let mut init = Command::new(PROGRAM);
+        let mut init = Command::new(program());
         init.args(["init", "--site", "torture", "--config"]).arg(nodes[0].dir.join("dunlin.toml"));
         init.arg("--admin-profile").arg(&admin);
         for address in &addresses {
@@ -100,10 +101,10 @@ impl Site {
 
     fn join(&self, number: usize, admin: &Path) {
         let role = if number < self.shape.data { "data" } else { "witness" };
-        let mut invite = Command::new(PROGRAM);
+        let mut invite = Command::new(program());
         invite.arg("invite").args(["--role", role]).arg("--profile").arg(admin);
         let token = succeeds(&mut invite, "");
-        let mut join = self.network.command(number, PROGRAM);
+        let mut join = self.network.command(number, program());
         join.args(["join", "-", "--config"]).arg(self.nodes[number].dir.join("dunlin.toml"));
         succeeds(&mut join, &token);
     }
@@ -138,7 +139,7 @@ impl Site {
             fs::File::options().create(true).append(true).open(self.log_file(number)).unwrap();
         // The file of the last start must not be taken for this one's.
         let _ = fs::remove_file(self.address_file(number));
-        let mut command = self.network.command(number, PROGRAM);
+        let mut command = self.network.command(number, program());
         command
             .arg("serve")
             .arg("--config")
@@ -401,7 +402,21 @@ pub(crate) fn succeeds(command: &mut Command, input: &str) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-pub(crate) const PROGRAM: &str = env!("CARGO_BIN_EXE_dunlin");
+/// The program of the nodes: what `DUNLIN_PROGRAM` names, so that times are those of an optimised one while the tests are
+/// not, else the one that was built with the tests.
+pub(crate) fn program() -> &'static str {
+    static PROGRAM: LazyLock<String> = LazyLock::new(|| {
+        let Some(named) = env::var_os("DUNLIN_PROGRAM").filter(|named| !named.is_empty()) else {
+            return env!("CARGO_BIN_EXE_dunlin").to_owned();
+        };
+        // A relative path would be looked for in the search path.
+        let found = fs::canonicalize(&named);
+        let found = found.unwrap_or_else(|error| panic!("DUNLIN_PROGRAM={named:?}: {error}"));
+        found.into_os_string().into_string().unwrap()
+    });
+    &PROGRAM
+}
+
 /// Copies of a shard, where there are as many data nodes.
 const REPLICATION_FACTOR: usize = 3;
 /// How long a site may take for anything.
