@@ -26,7 +26,7 @@ use super::{
 use crate::{
     broker::{Applied, Committed, Effect, PublishInput, Reject, Replica, Seen},
     cluster::{GroupError, MetaGroup},
-    limits::{PREFERRED_AFTER, PROPOSALS_WAITING_MAX, RELAY_RETRY, TAIL_CACHE_BYTES_MAX},
+    limits::{PROPOSALS_WAITING_MAX, RELAY_RETRY, TAIL_CACHE_BYTES_MAX},
     peer::{Links, Outgoing},
     replication::{self, Alarm, Envelope, LogChange, ShardCommand},
     storage::{
@@ -230,7 +230,6 @@ impl Engine {
                     return;
                 }
                 replica.tick(now, view, out);
-                replica.hand_over_to_preferred(PREFERRED_AFTER, now);
             });
         }
     }
