@@ -10,6 +10,7 @@ pub mod own_broker;
 pub mod own_site;
 
 mod aside;
+mod balance;
 mod bench;
 mod cert;
 mod cluster;

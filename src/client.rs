@@ -46,6 +46,7 @@ mod dial;
 mod discover;
 mod error;
 mod link;
+mod mover;
 mod outbox;
 pub mod profile;
 mod publisher;
@@ -53,6 +54,8 @@ mod search;
 mod stream;
 mod subscriber;
 mod topics;
+
+use tokio::sync::mpsc;
 
 use self::{dial::Dialer, link::Link, search::Search};
 use crate::{
@@ -218,8 +221,10 @@ impl ClientBuilder<'_> {
         let (timeout, told) = (self.connect_timeout, Mutex::default());
         let search = if fixed { None } else { Search::of(self.profile) };
         let site = self.profile.site.clone();
-        let dialer = Dialer { endpoint, site, addresses, timeout, fixed, told, search };
-        let link = Arc::new(Link::new(dialer, self.request_timeout));
+        // One is enough: a node asks again later.
+        let (asks, asked) = mpsc::channel(1);
+        let dialer = Dialer { endpoint, site, addresses, timeout, fixed, told, search, asks };
+        let link = Link::start(dialer, self.request_timeout, asked);
         link.session().await?;
         Ok(Client { link })
     }

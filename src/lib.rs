@@ -14,6 +14,7 @@ pub mod limits;
 pub mod types;
 pub mod wire;
 
+pub mod balance;
 pub mod broker;
 pub mod replication;
 

@@ -276,6 +276,58 @@ pub const LIST_PAGE_MAX: u32 = 200;
 /// Bytes read from the log for one reader at a time: enough to keep a link busy, little enough for 1,000 readers.
 pub const READ_BYTES_MAX: usize = 256 * 1024;
 
+// ---- balancing ----
+
+/// How often a node looks whether it has more clients than its share: a round.
+pub const BALANCE_ROUND: Duration = Duration::from_secs(1);
+/// A node is given clients once it was up for so long: one that falls over again soon must not take them down with it.
+pub const BALANCE_SETTLED: Duration = Duration::from_secs(5);
+/// Clients must have been spread unevenly for so long before any is asked to move: those that have just lost their node
+/// are still on their way, and reports of those that have arrived, too.
+pub const BALANCE_HOLD: Duration = Duration::from_secs(5);
+/// The most clients that the site had within this time is what shares are made of: what others report is late, and who is on
+/// the way is with nobody. Longer than a report takes.
+pub const BALANCE_WINDOW: Duration = Duration::from_secs(5);
+/// Clients that a node may be off its share before anything moves, in percent of the share.
+pub const BALANCE_BAND_PERCENT: u64 = 5;
+/// The same as a number, for small shares.
+pub const BALANCE_BAND_MIN: u64 = 3;
+/// Clients that a node may ask in one round, and have on their way at once: a few.
+pub const BALANCE_STEP: u64 = 4;
+/// The same for a node that gives all up.
+pub const BALANCE_STEP_EMPTY: u64 = 16;
+/// Far from its share a node asks more at once: this part of what it has too many.
+pub const BALANCE_PART: u64 = 8;
+/// Nodes that a client is named when it is asked to move. It takes the first that answers.
+pub const BALANCE_CANDIDATES_MAX: usize = 4;
+/// A client that has just come is not asked: it is still opening its streams.
+pub const BALANCE_NEW: Duration = Duration::from_secs(2);
+/// A client that came because it was asked to is not asked again for so long, however the numbers change.
+pub const BALANCE_STAY: Duration = Duration::from_secs(60);
+/// A client that was asked counts as gone for so long. If it is still here then, another is asked in its place.
+pub const BALANCE_PATIENCE: Duration = Duration::from_secs(10);
+/// A client that was asked and stayed is not asked again for so long.
+pub const BALANCE_ASK_AGAIN: Duration = Duration::from_secs(10 * 60);
+/// Clients that are still with a node so long after it began to drain are told to go.
+pub const BALANCE_DRAIN_MAX: Duration = Duration::from_secs(30);
+/// Least time between two hand-overs that bring primaries where they should be: publishes of a shard wait for one.
+pub const BALANCE_HAND_OVER_EVERY: Duration = Duration::from_secs(1);
+/// If nothing came of a hand-over for so long, the next one that is due has its turn.
+pub const BALANCE_HAND_OVER_TURN: Duration = Duration::from_secs(5);
+/// How long an operator's "now" does away with waiting.
+pub const BALANCE_NOW: Duration = Duration::from_secs(60);
+/// How long a client takes one of the nodes that it was named to be silent.
+pub const MOVE_DIAL_MAX: Duration = Duration::from_secs(2);
+/// How long a publisher that moves waits for the acks of what it has sent over the old connection. What has none then is
+/// sent again over the new one, under the same sequence.
+pub const MOVE_ACKS_MAX: Duration = Duration::from_millis(500);
+/// The same for a publisher whose batches the node cannot recognise: sent again, they would be stored twice.
+pub const MOVE_ACKS_BLIND_MAX: Duration = Duration::from_secs(10);
+/// How soon a stream that could not be opened over the new connection is tried again; the old one goes on meanwhile.
+pub const MOVE_RETRY: Duration = Duration::from_millis(250);
+/// How long the old connection is kept for streams that have not moved: a reader whose owner does not read.
+pub const MOVE_LINGER: Duration = Duration::from_secs(30);
+
 // ---- links between nodes ----
 
 /// Largest message between replicas, in bytes: the largest entry twice. A larger one closes the connection with

@@ -3,6 +3,8 @@
 //! Start: identity, metadata, log, shards, then the doors. Stop is the reverse: no new work, acks in flight, then the log.
 
 mod acks;
+mod balance;
+mod clients;
 mod clock;
 mod connection;
 mod damage;
@@ -58,6 +60,7 @@ use tokio_util::{
 };
 
 use self::{
+    clients::Clients,
     clock::Clock,
     connection::Shared,
     doors::Doors,
@@ -575,6 +578,8 @@ impl Ahead {
             pki_dir: config.pki_dir(),
             joins: Semaphore::new(JOINS_MAX),
             liveness: LivenessTable::new(config.cluster.fence_after),
+            clients: Arc::new(Clients::default()),
+            connections_max: self.doors.connections_max,
             topic_defaults: config.topic_defaults.settings(),
             allow_anonymous: config.listen.allow_anonymous,
             streams_max: config.limits.streams_per_connection,
@@ -632,6 +637,7 @@ impl Ahead {
         self.run(members::run(Arc::clone(&shared)));
         self.run(members::watch_removal(Arc::clone(&shared), self.links.removed()));
         self.run(drain::run(Arc::clone(&shared)));
+        self.run(balance::run(Arc::clone(&shared)));
         let alone = engine.group.read(|site| site.nodes.len() <= 1);
         start::ready(&engine, alone).await?;
         let marks = start::disk_marks(&self.config);

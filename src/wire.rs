@@ -20,12 +20,12 @@ mod varint;
 pub use batch::{BadBatch, Batch, BatchBuilder, BatchHeader, Pushed, stamp};
 pub use close::CloseCode;
 pub use cluster::{
-    ClusterNode, ClusterShard, ClusterStatus, Invited, Lag, Liveness, RecoveryPlan, StuckShard,
-    Survivor,
+    BalanceNode, BalancePlan, ClientMove, ClusterNode, ClusterShard, ClusterStatus, Invited, Lag,
+    Liveness, PrimaryMove, RecoveryPlan, StuckShard, Survivor,
 };
 pub use compression::{BadCompression, Compression};
 pub use control::{
-    Ack, Answer, CaughtUp, Change, Deliver, GoAway, Hello, Nack, NodeInfo, NodeStatus,
+    Ack, Answer, CaughtUp, Change, Deliver, GoAway, Hello, Leave, Nack, NodeInfo, NodeStatus,
     PROTOCOL_VERSION, PROTOCOL_VERSION_MIN, PartitionStatus, Publish, PublishOk, PublishOpen,
     ReadStart, Request, RetentionChange, SubscribeOk, SubscribeOpen, TopicRequest, TopicStatus,
     Welcome, WireLimits,

@@ -1,6 +1,7 @@
 //! The client library against a broker that runs as a process of its own.
 
 mod bad_input;
+mod balance;
 mod cluster;
 mod command_line;
 mod damage;

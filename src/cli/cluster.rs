@@ -3,8 +3,8 @@
 use clap::Subcommand;
 
 use super::{
-    Global, exit::Failure, output::Table, recover::Recover, remote::block_on, replace::Replace,
-    units::print_ms,
+    Global, balance::Balance, exit::Failure, output::Table, recover::Recover, remote::block_on,
+    replace::Replace, units::print_ms,
 };
 use crate::{
     client::Client,
@@ -47,6 +47,8 @@ enum ClusterCommand {
     Replace(Replace),
     /// Go on without data that is lost for good: what shards cannot go on by themselves, and what is left of them
     Recover(Recover),
+    /// Show shares of clients and primaries, wanted and held, and what will move
+    Balance(Balance),
     /// Let a node that was drained hold shards again
     Undrain {
         /// Its name or number
@@ -69,6 +71,7 @@ impl ClusterCommand {
     async fn run(self, client: &Client, global: &Global) -> Result<(), Failure> {
         let status = client.cluster().status().await?;
         let (node, verb) = match self {
+            Self::Balance(balance) => return balance.run(client, global).await,
             Self::Status => return global.output().show(&status, in_words),
             Self::Replace(replace) => return replace.run(&status, client, global).await,
             Self::Recover(recover) => return recover.run(&status, client, global).await,

@@ -14,7 +14,7 @@ pub struct Node {
 
 #[derive(Debug, Subcommand)]
 enum NodeCommand {
-    /// Set a node's share of the shards, beside those of the others
+    /// Set a node's share of clients and shards, beside those of the others
     #[command(
         after_help = "A node of weight 200 is given twice as much as one of 100; one of weight 0 nothing.\n\n\
         Example:\n  dunlin node weight edge-2 50"

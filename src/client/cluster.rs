@@ -6,7 +6,7 @@ use super::{error::RequestError, link::Link, topics::out_of_place};
 use crate::{
     net::Address,
     types::{NodeId, NodeRole},
-    wire::{Answer, ClusterStatus, Invited, RecoveryPlan, Request},
+    wire::{Answer, BalancePlan, ClusterStatus, Invited, RecoveryPlan, Request},
 };
 
 /// Administers the nodes of a site.
@@ -115,6 +115,25 @@ impl<'a> Cluster<'a> {
         node: NodeId,
     ) -> Result<(), RequestError> {
         self.done(&Request::Recover { shard, version, node }).await
+    }
+
+    /// Who should have how many clients and lead how many shards, as the node that answers knows it, and what will move.
+    ///
+    /// # Errors
+    /// [`RequestError`].
+    pub async fn balance_plan(&self) -> Result<BalancePlan, RequestError> {
+        match self.link.request(&Request::BalancePlan).await? {
+            Answer::BalancePlan(plan) => Ok(plan),
+            other => Err(out_of_place(&other)),
+        }
+    }
+
+    /// Has what should move do so now, without waiting.
+    ///
+    /// # Errors
+    /// [`RequestError`].
+    pub async fn balance(&self) -> Result<(), RequestError> {
+        self.done(&Request::Balance).await
     }
 
     /// Has one node, or all, look through what it holds for damage now.

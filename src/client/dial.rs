@@ -12,9 +12,11 @@ use std::{
 use quinn::{Connection, ConnectionError, Endpoint};
 use rand::seq::SliceRandom as _;
 use tokio::{
+    sync::mpsc,
     task::JoinSet,
     time::{Instant, MissedTickBehavior, interval, sleep_until, timeout},
 };
+use tokio_util::sync::CancellationToken;
 use tracing::{debug, info};
 
 mod refusal;
@@ -22,14 +24,18 @@ mod refusal;
 use self::refusal::refusal;
 use super::{
     error::{ConnectError, StreamError},
+    mover::Asked,
     search::{Hunt, Search},
     stream::{FrameReader, control, send_control},
 };
 use crate::{
-    limits::{DIAL_SILENT, DISCOVER_AFTER, DISCOVER_INSTEAD},
+    limits::{DIAL_SILENT, DISCOVER_AFTER, DISCOVER_INSTEAD, MOVE_DIAL_MAX, NODE_ADDRESSES_MAX},
     net::{Address, authority::NODE_SERVER_NAME},
     types::SiteName,
-    wire::{CloseCode, FrameType, GoAway, Hello, PROTOCOL_VERSION, PROTOCOL_VERSION_MIN, Welcome},
+    wire::{
+        CloseCode, FrameType, GoAway, Hello, Leave, NodeInfo, PROTOCOL_VERSION,
+        PROTOCOL_VERSION_MIN, Welcome,
+    },
 };
 
 /// A connection whose node has answered the greeting.
@@ -39,6 +45,8 @@ pub(super) struct Session {
     pub(super) welcome: Welcome,
     pub(super) address: Address,
     leaving: Arc<AtomicBool>,
+    /// Cancelled when another connection has taken its place.
+    moved: CancellationToken,
     /// Reads the control stream, and listens whether the node answers; ends with the session.
     _control: JoinSet<()>,
 }
@@ -47,6 +55,17 @@ impl Session {
     /// Tells whether new streams may be opened on it.
     pub(super) fn is_usable(&self) -> bool {
         !self.leaving.load(Ordering::Relaxed) && self.connection.close_reason().is_none()
+    }
+
+    /// Another connection has taken its place: streams that are open here go on there.
+    pub(super) fn retire(&self) {
+        self.leave();
+        self.moved.cancel();
+    }
+
+    /// Waits until another connection has taken its place.
+    pub(super) async fn moved(&self) {
+        self.moved.cancelled().await;
     }
 
     /// Has the next stream opened on another node, where there is one.
@@ -59,6 +78,13 @@ impl Session {
         let silent = matches!(self.connection.close_reason(), Some(ConnectionError::LocallyClosed));
         let timed_out = matches!(self.connection.close_reason(), Some(ConnectionError::TimedOut));
         self.leaving.load(Ordering::Relaxed) || silent || timed_out
+    }
+}
+
+/// The last who uses a connection closes it.
+impl Drop for Session {
+    fn drop(&mut self) {
+        self.connection.close(CloseCode::Done.code().into(), b"");
     }
 }
 
@@ -75,6 +101,8 @@ pub(super) struct Dialer {
     pub(super) told: Mutex<Vec<Address>>,
     /// Where nodes announce themselves, if that may be asked.
     pub(super) search: Option<Search>,
+    /// Where it goes that a node asks to be left.
+    pub(super) asks: mpsc::Sender<Asked>,
 }
 
 /// What is known of the last connection when the next is dialled.
@@ -112,6 +140,34 @@ impl Dialer {
             *self.told() = told;
         }
         Ok(session)
+    }
+
+    /// Dials one node that another has named, for as long as [`MOVE_DIAL_MAX`] each of its addresses. A client that was told
+    /// where to go by its owner goes nowhere else.
+    pub(super) async fn dial_node(&self, node: &NodeInfo) -> Option<Session> {
+        if self.fixed {
+            return None;
+        }
+        let manner = Manner { moved: true, asks: Some(self.asks.clone()) };
+        let addresses = node.addresses.iter().take(NODE_ADDRESSES_MAX);
+        for address in addresses.filter_map(|address| address.parse::<Address>().ok()) {
+            let host = (address.host(), address.port());
+            let found = timeout(MOVE_DIAL_MAX, tokio::net::lookup_host(host)).await;
+            let Ok(Ok(found)) = found else { continue };
+            // A node that listens everywhere does not know how others reach it.
+            for socket in found.filter(|socket| !socket.ip().is_unspecified()) {
+                let greeting = greet(&self.endpoint, address.clone(), socket, &manner);
+                match timeout(MOVE_DIAL_MAX, greeting).await {
+                    Ok(Ok(session)) if session.welcome.node_id == node.id => return Some(session),
+                    Ok(Ok(session)) => {
+                        debug!(%address, node = %session.welcome.node, "another node")
+                    }
+                    Ok(Err(error)) => debug!(%address, ?error, "named node did not let us in"),
+                    Err(_) => debug!(%address, "named node is silent"),
+                }
+            }
+        }
+        None
     }
 
     fn told(&self) -> MutexGuard<'_, Vec<Address>> {
@@ -266,8 +322,9 @@ impl<'a> Race<'a> {
         let endpoint = self.dialer.endpoint.clone();
         self.dialled[at].get_or_insert_with(Instant::now);
         let most = if self.is_crowded() { DIAL_SILENT } else { self.dialer.timeout };
+        let manner = Manner { moved: false, asks: Some(self.dialer.asks.clone()) };
         self.attempts.spawn(async move {
-            let greeted = timeout(most, greet(&endpoint, address, socket)).await;
+            let greeted = timeout(most, greet(&endpoint, address, socket, &manner)).await;
             (at, greeted.unwrap_or(Err(None)))
         });
     }
@@ -341,12 +398,26 @@ async fn more(hunt: &mut Option<Hunt<'_>>) -> Vec<SocketAddr> {
     }
 }
 
-pub(super) async fn greet(endpoint: &Endpoint, address: Address, socket: SocketAddr) -> Greeted {
+/// How a node is greeted.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Manner {
+    /// Another node has asked us to come here.
+    pub(super) moved: bool,
+    /// Where it goes that the node asks to be left; nowhere if nobody would follow.
+    pub(super) asks: Option<mpsc::Sender<Asked>>,
+}
+
+pub(super) async fn greet(
+    endpoint: &Endpoint,
+    address: Address,
+    socket: SocketAddr,
+    manner: &Manner,
+) -> Greeted {
     let protocol = |why: String| Some(ConnectError::Protocol { address: address.clone(), why });
     let connecting =
         endpoint.connect(socket, NODE_SERVER_NAME).map_err(|error| protocol(error.to_string()))?;
     let connection = connecting.await.map_err(|error| refusal(&address, &error))?;
-    let greeted = exchange_hello(&connection).await;
+    let greeted = exchange_hello(&connection, manner.moved).await;
     let (welcome, reader, send) =
         greeted.map_err(|error| match (error, connection.close_reason()) {
             (StreamError::Fault(fault), _) => {
@@ -361,13 +432,16 @@ pub(super) async fn greet(endpoint: &Endpoint, address: Address, socket: SocketA
     debug!(%address, node = %welcome.node, site = %welcome.site, "connected");
     let leaving = Arc::new(AtomicBool::new(false));
     let mut control = JoinSet::new();
-    control.spawn(watch_control(reader, send, Arc::clone(&leaving)));
+    let asks = manner.asks.clone().map(|asks| (asks, connection.stable_id()));
+    control.spawn(watch_control(reader, send, Arc::clone(&leaving), asks));
     control.spawn(watch_silence(connection.clone()));
-    Ok(Session { connection, welcome, address, leaving, _control: control })
+    let moved = CancellationToken::new();
+    Ok(Session { connection, welcome, address, leaving, moved, _control: control })
 }
 
 async fn exchange_hello(
     connection: &Connection,
+    moved: bool,
 ) -> Result<(Welcome, FrameReader, quinn::SendStream), StreamError> {
     let (mut send, recv) = connection.open_bi().await?;
     let hello = Hello {
@@ -375,6 +449,7 @@ async fn exchange_hello(
         version_max: PROTOCOL_VERSION,
         software: crate::SOFTWARE.into(),
         features: Vec::new(),
+        moved,
     };
     send_control(&mut send, FrameType::Hello, &hello).await?;
     let mut reader = FrameReader::new(recv);
@@ -387,14 +462,21 @@ async fn watch_control(
     mut reader: FrameReader,
     _send: quinn::SendStream,
     leaving: Arc<AtomicBool>,
+    asks: Option<(mpsc::Sender<Asked>, usize)>,
 ) {
     while let Ok(Some(frame)) = reader.next().await {
         if frame.kind != FrameType::GoAway {
             continue;
         }
-        if let Ok(go_away) = control::<GoAway>(&frame) {
-            info!(reason = %go_away.reason, within_ms = go_away.within_ms, "node asks us to leave");
-            leaving.store(true, Ordering::Relaxed);
+        let Ok(go_away) = control::<GoAway>(&frame) else { continue };
+        info!(reason = %go_away.reason, within_ms = go_away.within_ms, "node asks us to leave");
+        match (go_away.leave, &asks) {
+            (Leave::Now, _) => leaving.store(true, Ordering::Relaxed),
+            (Leave::Soon | Leave::Please, Some((asks, connection))) => {
+                // While another request is followed this one is not: the node asks again, or insists.
+                let _ = asks.try_send(Asked { connection: *connection, go_away });
+            }
+            (Leave::Soon | Leave::Please, None) => {}
         }
     }
 }

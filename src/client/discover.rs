@@ -7,7 +7,7 @@ use tokio::{task::JoinSet, time::timeout};
 
 use super::{
     Profile,
-    dial::{greet, heard_at},
+    dial::{Manner, greet, heard_at},
     error::ConnectError,
     profile_endpoint,
 };
@@ -159,7 +159,11 @@ async fn probe(
         let Some((address, socket)) = heard_at(socket) else { continue };
         let endpoint = endpoint.clone();
         dials.spawn(async move {
-            (socket, timeout(DISCOVER_PROBE, greet(&endpoint, address, socket)).await)
+            (
+                socket,
+                timeout(DISCOVER_PROBE, greet(&endpoint, address, socket, &Manner::default()))
+                    .await,
+            )
         });
     }
     let mut trust = Trust::Silent;

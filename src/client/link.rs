@@ -4,7 +4,8 @@
 use std::{sync::Arc, time::Duration};
 
 use tokio::{
-    sync::Mutex,
+    sync::{Mutex, mpsc},
+    task::JoinSet,
     time::{Instant, sleep_until, timeout},
 };
 
@@ -12,6 +13,7 @@ use super::{
     backoff::Backoff,
     dial::{Before, Dialer, Session},
     error::{ConnectError, RequestError, StreamError},
+    mover::{self, Asked},
     stream::{FrameReader, send_control},
 };
 use crate::{
@@ -26,6 +28,8 @@ pub(super) struct Link {
     state: Mutex<State>,
     /// What the link's publishers do.
     pub(super) publishing: Group,
+    /// Moves to other nodes when it is asked to; ends with the link.
+    _mover: JoinSet<()>,
 }
 
 #[derive(Debug, Default)]
@@ -37,8 +41,45 @@ struct State {
 }
 
 impl Link {
-    pub(super) fn new(dialer: Dialer, request_timeout: Duration) -> Self {
-        Self { dialer, request_timeout, state: Mutex::default(), publishing: Group::default() }
+    /// A link without a connection yet. It goes to other nodes when it is `asked` to.
+    pub(super) fn start(
+        dialer: Dialer,
+        request_timeout: Duration,
+        asked: mpsc::Receiver<Asked>,
+    ) -> Arc<Self> {
+        Arc::new_cyclic(|link| {
+            let mut mover = JoinSet::new();
+            mover.spawn(mover::run(link.clone(), asked));
+            Self {
+                dialer,
+                request_timeout,
+                state: Mutex::default(),
+                publishing: Group::default(),
+                _mover: mover,
+            }
+        })
+    }
+
+    pub(super) fn dialer(&self) -> &Dialer {
+        &self.dialer
+    }
+
+    /// The connection, if it is still this one.
+    pub(super) async fn current(&self, connection: usize) -> Option<Arc<Session>> {
+        let state = self.state.lock().await;
+        let current = state.current.as_ref().filter(|session| session.is_usable());
+        current.filter(|session| session.connection.stable_id() == connection).cloned()
+    }
+
+    /// Takes another connection in place of this one, unless that is gone. Streams find out, and follow.
+    pub(super) async fn replace(&self, old: &Arc<Session>, new: Session) -> bool {
+        let mut state = self.state.lock().await;
+        let is_current = state.current.as_ref().is_some_and(|current| Arc::ptr_eq(current, old));
+        if is_current {
+            state.current = Some(Arc::new(new));
+            old.retire();
+        }
+        is_current
     }
 
     /// The connection, dialled first if there is none. Fails after one round of all addresses; a caller that tries

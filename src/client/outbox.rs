@@ -106,6 +106,8 @@ struct Stream {
     first: u64,
     /// Batches in the order in which they were sent; none where the answer has come.
     sent: VecDeque<Option<(usize, BatchNo)>>,
+    /// Another stream takes over: nothing more goes over this one.
+    settling: bool,
 }
 
 impl Outbox {
@@ -148,6 +150,7 @@ impl Outbox {
             ),
             first: 0,
             sent: VecDeque::new(),
+            settling: false,
         });
         self.stale = false;
         self.partitions = ok.partitions.max(1);
@@ -165,6 +168,18 @@ impl Outbox {
             lane.lost(why);
         }
         self.recount();
+    }
+
+    /// Another publish stream is about to take over: nothing more goes over this one, what did is still answered.
+    pub(super) fn settle(&mut self) {
+        if let Some(stream) = &mut self.stream {
+            stream.settling = true;
+        }
+    }
+
+    /// Tells whether all that went over a stream that is to be left is answered.
+    pub(super) fn is_settled(&self) -> bool {
+        self.flying_batches == 0 && self.stream.as_ref().is_some_and(|stream| stream.settling)
     }
 
     /// There is no publish stream yet, for this reason.
@@ -313,7 +328,7 @@ impl Outbox {
 
     fn send_one(&mut self, lane: usize, now: Instant, out: &mut Vec<Effect>) -> bool {
         let Some(stream) = &self.stream else { return false };
-        if self.stale || self.flying_batches >= stream.window_batches {
+        if self.stale || stream.settling || self.flying_batches >= stream.window_batches {
             return false;
         }
         let bytes_left = if self.flying_batches == 0 {

@@ -169,6 +169,7 @@ pub(super) fn out_of_place(answer: &Answer) -> RequestError {
         Answer::Invited(_) => "Invited",
         Answer::Cluster(_) => "Cluster",
         Answer::RecoveryPlan(_) => "RecoveryPlan",
+        Answer::BalancePlan(_) => "BalancePlan",
     };
     RequestError::Protocol(format!("answer {what} does not fit the request"))
 }

@@ -104,6 +104,8 @@ pub enum MetaCommand {
         /// Which; none for all.
         node: Option<NodeId>,
     },
+    /// Clients and primaries are to move to where they should be without waiting.
+    Balance,
     /// A node may come with this secret, once.
     Invite {
         /// Random.
@@ -131,6 +133,8 @@ impl MetaCommand {
             Self::Shard(_) => true,
             // Ids are never used again. Looking twice finds the same.
             Self::ForgetTopic { .. } | Self::RemoveNode { .. } | Self::Scrub { .. } => true,
+            // What is where it should be stays there.
+            Self::Balance => true,
             // Somebody may have deleted, set or used it in between: it would come back.
             Self::CreateTopic { .. }
             | Self::SetTopic { .. }

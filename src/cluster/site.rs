@@ -40,6 +40,9 @@ pub struct SiteState {
     /// Who has a vote in the metadata group.
     #[serde(default)]
     pub voters: BTreeSet<NodeId>,
+    /// When nodes were asked last to balance at once: the index of that command, 0 if never.
+    #[serde(default)]
+    pub balance: u64,
     /// Nodes that have left for ever.
     #[serde(default)]
     pub removed: BTreeMap<NodeId, RemovedNode>,
@@ -116,6 +119,10 @@ impl SiteState {
             }
             MetaCommand::Replace { old, new } => self.replace(old, new),
             MetaCommand::Scrub { node } => self.scrub(node),
+            MetaCommand::Balance => {
+                self.balance = self.applied;
+                Ok(MetaOutcome::Done)
+            }
             MetaCommand::Invite { id, secret_hash, role, expires, now } => {
                 self.invite(id, InviteRecord { secret_hash, role, expires, used_by: None }, now)
             }

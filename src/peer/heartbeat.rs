@@ -50,7 +50,7 @@ pub struct Heartbeat {
     pub digests: Vec<ShardDigest>,
     /// Clients that are connected to it.
     pub connections: u32,
-    /// How busy it is, 0 to 255.
+    /// How busy it is, in percent.
     pub load: u8,
     /// It stops: nothing new should be given to it.
     pub draining: bool,

@@ -11,12 +11,13 @@ use std::{
 
 use quinn::{Connection, RecvStream, SendStream, VarInt};
 use tokio::{
-    sync::Semaphore,
+    sync::{Semaphore, mpsc},
     time::{error::Elapsed, timeout},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
+    clients::Clients,
     engine::Engine,
     liveness::LivenessTable,
     publish::PublishStream,
@@ -31,10 +32,10 @@ use crate::{
         BATCH_LEN_MAX, CONTROL_FRAME_LEN_MAX, DRAIN_MAX, HELLO_TIMEOUT, REQUEST_TIMEOUT,
         REQUESTS_PER_CONNECTION_MAX, UNFINISHED_BYTES_MAX,
     },
-    net::{Group, Identity, frames::FrameReader},
+    net::{Group, Identity, Who, frames::FrameReader},
     types::{NodeName, SiteName, TopicSettings},
     wire::{
-        Answer, CloseCode, Code, Fault, Frame, FrameType, GoAway, Hello, NodeInfo,
+        Answer, CloseCode, Code, Fault, Frame, FrameType, GoAway, Hello, Leave, NodeInfo,
         PROTOCOL_VERSION, PROTOCOL_VERSION_MIN, PublishOpen, Welcome, WireLimits, cbor,
     },
 };
@@ -53,6 +54,9 @@ pub(super) struct Shared {
     pub(super) joins: Semaphore,
     /// Who was heard when.
     pub(super) liveness: LivenessTable,
+    /// Who is connected, and may be asked to go elsewhere.
+    pub(super) clients: Arc<Clients>,
+    pub(super) connections_max: usize,
     pub(super) topic_defaults: TopicSettings,
     pub(super) allow_anonymous: bool,
     pub(super) streams_max: u32,
@@ -72,6 +76,12 @@ impl Shared {
         self.stopping.is_cancelled() || self.draining.load(Ordering::Relaxed)
     }
 
+    /// How busy this node is, in percent: of the connections that it may have, or of what may wait for its disk.
+    pub(super) fn load(&self) -> u8 {
+        let open = self.connections.len() * 100 / self.connections_max.max(1);
+        u8::try_from(open.min(100)).unwrap_or(100).max(self.engine.queue.fill())
+    }
+
     /// Asks the clients that are here to go to another node. Those that come again later are served.
     pub(super) fn move_clients(&self) {
         let next = self.stopping.child_token();
@@ -89,6 +99,8 @@ struct Client {
     shared: Arc<Shared>,
     connection: Connection,
     name: String,
+    /// It is another node, which passes on what its clients send.
+    is_node: bool,
     /// Cancelled when the client is to leave: streams answer what they have taken, and end.
     leave: CancellationToken,
     streams: TaskTracker,
@@ -121,6 +133,8 @@ pub(super) async fn serve(shared: Arc<Shared>, connection: Connection) {
 impl Client {
     fn admit(shared: Arc<Shared>, connection: Connection) -> Result<Arc<Self>, String> {
         let identity = Identity::of_peer(&connection).map_err(|error| error.to_string())?;
+        let is_node =
+            identity.as_ref().is_some_and(|identity| matches!(identity.who, Who::Node(_)));
         let name = match identity {
             Some(identity) if identity.site != shared.site => {
                 return Err(format!("certificate is of site '{}'", identity.site));
@@ -136,6 +150,7 @@ impl Client {
             shared,
             connection,
             name,
+            is_node,
             streams: TaskTracker::new(),
             publishing: Group::default(),
             requests: Arc::new(Semaphore::new(REQUESTS_PER_CONNECTION_MAX as usize)),
@@ -157,6 +172,9 @@ impl Client {
         tracing::debug!(%address, client = %self.name, software = hello.software, "client connected");
         // Kept until the end: dropping it would tell the client to stop.
         let _input = input;
+        let place = (!self.is_node)
+            .then(|| self.shared.clients.enter(self.shared.engine.clock.uptime(), hello.moved));
+        let (place, mut told) = place.unzip();
         loop {
             tokio::select! {
                 stream = self.connection.accept_bi() => match stream {
@@ -169,12 +187,19 @@ impl Client {
                         break;
                     }
                 },
+                Some(goodbye) = next(&mut told) => {
+                    tracing::debug!(%address, client = %self.name, "client is asked to move");
+                    let sent = streams::send(&mut control, FrameType::GoAway, &goodbye);
+                    // A client that reads nothing stays.
+                    let _ = timeout(GOODBYE_MAX, sent).await;
+                }
                 () = self.leave.cancelled() => {
                     self.say_goodbye(&mut control).await;
                     break;
                 }
             }
         }
+        drop(place);
         self.streams.close();
         self.streams.wait().await;
         if self.leave.is_cancelled() {
@@ -251,6 +276,7 @@ impl Client {
             reason: engine.goodbye().message,
             within_ms: u32::try_from(DRAIN_MAX.as_millis()).unwrap_or(u32::MAX),
             nodes: engine.group.read(|site| node_infos(site, Some(engine.me.node))),
+            leave: Leave::Now,
         };
         // A client that does not listen learns it from the end of its streams.
         let _ = streams::send(control, FrameType::GoAway, &goodbye).await;
@@ -335,6 +361,14 @@ impl Client {
         };
         streams::send(output, FrameType::Answer, &answer).await?;
         streams::finish(output)
+    }
+}
+
+/// What a client is to be told; nothing ever for who is none.
+async fn next(told: &mut Option<mpsc::Receiver<GoAway>>) -> Option<GoAway> {
+    match told {
+        Some(told) => told.recv().await,
+        None => std::future::pending().await,
     }
 }
 

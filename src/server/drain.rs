@@ -6,7 +6,7 @@ use tokio::time::{Instant, sleep_until};
 
 use super::{connection::Shared, engine::Engine, slot::Slot};
 use crate::{
-    limits::{DRAIN_LOOK, GIVE_AWAY_MAX, LEAVE_MAX},
+    limits::{BALANCE_DRAIN_MAX, DRAIN_LOOK, GIVE_AWAY_MAX, LEAVE_MAX},
     replication::{ShardChange, ShardCommand},
     storage::Reservation,
     types::NodeId,
@@ -17,6 +17,8 @@ pub(super) async fn run(shared: Arc<Shared>) {
     let engine = Arc::clone(&shared.engine);
     let mut applied = engine.group.applied();
     let mut drains = false;
+    // When those that have not gone when they were asked are told to.
+    let mut go_at: Option<Instant> = None;
     loop {
         let me = engine.me.node;
         let wanted = engine.group.read(|site| site.nodes.get(&me).is_some_and(|n| n.draining));
@@ -26,8 +28,12 @@ pub(super) async fn run(shared: Arc<Shared>) {
             tracing::info!(draining = wanted, "the operator has spoken");
             if wanted {
                 hand_over_all(&engine).await;
-                shared.move_clients();
             }
+            go_at = wanted.then(|| Instant::now() + BALANCE_DRAIN_MAX);
+        }
+        if go_at.is_some_and(|at| at <= Instant::now()) {
+            go_at = None;
+            shared.move_clients();
         }
         // What was led by others when they were lost may have come here.
         if drains && engine.slots.iter().any(leads) {
@@ -37,7 +43,7 @@ pub(super) async fn run(shared: Arc<Shared>) {
         tokio::select! {
             // The sender lives in the group.
             _ = applied.changed() => {}
-            () = sleep_until(again), if drains => {}
+            () = sleep_until(go_at.map_or(again, |at| again.min(at))), if drains => {}
         }
     }
 }

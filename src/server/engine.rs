@@ -27,7 +27,7 @@ use super::{
 use crate::{
     broker::{Applied, Committed, Effect, PublishInput, Reject, Replica, Seen},
     cluster::{GroupError, MetaGroup},
-    limits::{PREFERRED_AFTER, PROPOSALS_WAITING_MAX, RELAY_RETRY, TAIL_CACHE_BYTES_MAX},
+    limits::{PROPOSALS_WAITING_MAX, RELAY_RETRY, TAIL_CACHE_BYTES_MAX},
     peer::{Links, Outgoing},
     replication::{self, Alarm, Envelope, LogChange, ShardCommand},
     storage::{
@@ -236,7 +236,6 @@ impl Engine {
                     return;
                 }
                 replica.tick(now, view, out);
-                replica.hand_over_to_preferred(PREFERRED_AFTER, now);
             });
         }
     }

@@ -95,8 +95,8 @@ impl Pulse {
             applied: engine.group.read(|site| site.applied),
             hears: self.controller.hears(now),
             digests: engine.slots.iter().filter_map(digest).collect(),
-            connections: u32::try_from(shared.connections.len()).unwrap_or(u32::MAX),
-            load: 0,
+            connections: shared.clients.len(),
+            load: shared.load(),
             draining: shared.is_draining(),
             damaged: engine.damage.len() > 0,
         };

@@ -30,7 +30,21 @@ struct Heard {
     rhythm: Rhythm,
     clients: u32,
     damaged: bool,
+    load: u8,
+    draining: bool,
     ends: BTreeMap<ShardId, LogEnd>,
+}
+
+/// What a node that is up has said of its work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Work {
+    /// For how long it has been heard without a pause.
+    pub(super) up_for: Duration,
+    pub(super) clients: u32,
+    /// In percent.
+    pub(super) load: u8,
+    /// It gives its work away.
+    pub(super) draining: bool,
 }
 
 impl Heard {
@@ -57,7 +71,9 @@ impl LivenessTable {
         let mut rhythm = same.map_or(Rhythm::new(self.fence, now), |same| same.rhythm);
         rhythm.heard(now);
         let (boot, clients, damaged) = (beat.from, beat.connections, beat.damaged);
-        heard.insert(boot.node, Heard { boot, since, rhythm, clients, damaged, ends });
+        let (load, draining) = (beat.load, beat.draining);
+        let news = Heard { boot, since, rhythm, clients, damaged, load, draining, ends };
+        heard.insert(boot.node, news);
     }
 
     /// Forgets nodes that the site has no more.
@@ -88,6 +104,18 @@ impl LivenessTable {
             }
             None => None,
         }
+    }
+
+    /// What a node said of its work, if it is up.
+    pub(super) fn work(&self, node: NodeId, now: Duration) -> Option<Work> {
+        let heard = self.heard();
+        let heard = heard.get(&node).filter(|heard| heard.is_up(now))?;
+        Some(Work {
+            up_for: now.saturating_sub(heard.since),
+            clients: heard.clients,
+            load: heard.load,
+            draining: heard.draining,
+        })
     }
 
     /// The end of a node's log of a shard, as it said last.

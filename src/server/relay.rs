@@ -230,6 +230,7 @@ impl Relays {
             version_max: PROTOCOL_VERSION,
             software: crate::SOFTWARE.to_owned(),
             features: vec![],
+            moved: false,
         };
         let sent = streams::send(&mut output, FrameType::Hello, &hello).await;
         sent.map_err(|error| error.to_string())?;

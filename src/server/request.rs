@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::{
+    balance,
     connection::{ANONYMOUS, Shared},
     engine::Engine,
     recover, site_admin,
@@ -66,7 +67,9 @@ fn decide(shared: &Shared, who: &str, request: Request) -> Result<Answer, Fault>
         Request::NodeStatus => Ok(Answer::Node(node_status(shared))),
         Request::ClusterStatus => Ok(Answer::Cluster(site_admin::status(shared))),
         Request::RecoveryPlan => Ok(Answer::RecoveryPlan(recover::plan(shared))),
-        Request::Invite { .. }
+        Request::BalancePlan => Ok(Answer::BalancePlan(balance::plan(shared))),
+        Request::Balance
+        | Request::Invite { .. }
         | Request::SetNode { .. }
         | Request::RemoveNode { .. }
         | Request::ReplaceNode { .. }
@@ -93,6 +96,7 @@ fn change_nodes(shared: &Shared, who: &str, request: Request) -> Result<Answer, 
             recover::recover(shared, who, ShardId(shard), version, node)
         }
         Request::ReplaceNode { old, new } => site_admin::replace_node(shared, who, old, new),
+        Request::Balance => site_admin::balance(shared, who),
         Request::Scrub { node } => site_admin::scrub(shared, who, node),
         Request::RemoveNode { node } => site_admin::remove_node(shared, who, node),
         _ => Err(Fault::new(Code::Internal, "answered elsewhere")),

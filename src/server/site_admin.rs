@@ -102,6 +102,13 @@ pub(super) fn scrub(shared: &Shared, who: &str, node: Option<NodeId>) -> Result<
     Ok(Answer::Done)
 }
 
+/// Has all nodes move clients and primaries to where they should be without waiting.
+pub(super) fn balance(shared: &Shared, who: &str) -> Result<Answer, Fault> {
+    shared.engine.group.propose_blocking(MetaCommand::Balance).map_err(|e| group_fault(&e))?;
+    tracing::info!(client = who, "clients and primaries are to move now");
+    Ok(Answer::Done)
+}
+
 /// Takes a node out of the site.
 pub(super) fn remove_node(shared: &Shared, who: &str, node: NodeId) -> Result<Answer, Fault> {
     let group = Arc::clone(&shared.engine.group);
@@ -131,12 +138,12 @@ pub(super) fn status(shared: &Shared) -> ClusterStatus {
 /// The site's nodes as clients and joiners are told, all but one.
 pub(super) fn node_infos(site: &SiteState, but: Option<NodeId>) -> Vec<NodeInfo> {
     let others = site.nodes.iter().filter(|(id, _)| Some(**id) != but);
-    let info = |(id, node): (&NodeId, &NodeRecord)| NodeInfo {
-        id: *id,
-        name: node.name.to_string(),
-        addresses: node.info.addresses.clone(),
-    };
-    others.map(info).collect()
+    others.map(|(id, node)| node_info(*id, node)).collect()
+}
+
+/// A node as clients and joiners are told.
+pub(super) fn node_info(id: NodeId, node: &NodeRecord) -> NodeInfo {
+    NodeInfo { id, name: node.name.to_string(), addresses: node.info.addresses.clone() }
 }
 
 /// A metadata error with what to do about it.
@@ -218,7 +225,7 @@ impl Shared {
         Some(Liveness {
             up: true,
             since_ms: u64::try_from(uptime.as_millis()).unwrap_or(u64::MAX),
-            clients: Some(u32::try_from(self.connections.len()).unwrap_or(u32::MAX)),
+            clients: Some(self.clients.len()),
         })
     }
 }

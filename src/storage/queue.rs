@@ -105,6 +105,13 @@ impl CommitQueue {
         }
     }
 
+    /// How full it is, in percent.
+    #[must_use]
+    pub fn fill(&self) -> u8 {
+        let taken = COMMIT_QUEUE_BYTES_MAX.saturating_sub(self.shared.room.available_permits());
+        u8::try_from(taken * 100 / COMMIT_QUEUE_BYTES_MAX).unwrap_or(100)
+    }
+
     /// Waits for room for an entry of `bytes`.
     ///
     /// # Errors

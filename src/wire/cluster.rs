@@ -163,3 +163,71 @@ pub struct Lag {
     /// Why, for people.
     pub why: String,
 }
+
+/// The answer to `BalancePlan`: shares wanted and held, as the node that answers knows them, and what will move.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BalancePlan {
+    /// Name of the site.
+    pub site: String,
+    /// The node that answers.
+    pub node: NodeId,
+    /// All nodes, by number.
+    pub nodes: Vec<BalanceNode>,
+    /// Clients that will be asked to move; none while all nodes are near enough to their shares.
+    #[serde(default)]
+    pub clients: Vec<ClientMove>,
+    /// Shards whose lead will go to another node, one after the other.
+    #[serde(default)]
+    pub primaries: Vec<PrimaryMove>,
+}
+
+/// What a node has of what it should have.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BalanceNode {
+    /// Its number.
+    pub id: NodeId,
+    /// Its name.
+    pub name: String,
+    /// The weight that counts: 0 for one that gives its work away, or is no place for it.
+    pub weight: u32,
+    /// Whether it was heard of late.
+    pub up: bool,
+    /// Whether it was up for long enough to be given clients.
+    pub settled: bool,
+    /// How busy it is, in percent, where that is known.
+    #[serde(default)]
+    pub load: Option<u8>,
+    /// Clients that it has, where that is known.
+    #[serde(default)]
+    pub clients: Option<u64>,
+    /// Clients that it should have.
+    pub clients_wanted: u64,
+    /// Shards that it leads.
+    pub primaries: u32,
+    /// Shards that it should lead.
+    pub primaries_wanted: u32,
+}
+
+/// Clients that will go from one node to another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClientMove {
+    /// From where.
+    pub from: NodeId,
+    /// To where.
+    pub to: NodeId,
+    /// How many.
+    pub clients: u64,
+}
+
+/// A shard whose lead will go to another node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PrimaryMove {
+    /// Its number.
+    pub shard: u16,
+    /// Who leads it.
+    pub from: NodeId,
+    /// Who will.
+    pub to: NodeId,
+    /// Whether that can be done now: the node is in the commit set and has been up for a while.
+    pub due: bool,
+}

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    cluster::{ClusterStatus, Invited, RecoveryPlan},
+    cluster::{BalancePlan, ClusterStatus, Invited, RecoveryPlan},
     fault::Fault,
 };
 use crate::types::{
@@ -30,6 +30,9 @@ pub struct Hello {
     /// Features that it knows.
     #[serde(default)]
     pub features: Vec<String>,
+    /// It comes because another node has asked it to: it is not asked again for a while.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub moved: bool,
 }
 
 /// The node's answer to [`Hello`].
@@ -86,11 +89,33 @@ pub struct NodeInfo {
 pub struct GoAway {
     /// Why, for people.
     pub reason: String,
-    /// Milliseconds until the node closes the connection.
+    /// Milliseconds until the node closes the connection; 0 where the client may stay.
     pub within_ms: u32,
-    /// Where to go.
+    /// Where to go, the best first.
     #[serde(default)]
     pub nodes: Vec<NodeInfo>,
+    /// What becomes of who does not leave.
+    #[serde(default, skip_serializing_if = "Leave::is_now")]
+    pub leave: Leave,
+}
+
+/// How much a node insists that a client leaves.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Leave {
+    /// Its streams end now.
+    #[default]
+    Now,
+    /// It is served until the time is over.
+    Soon,
+    /// It is served for as long as it stays.
+    Please,
+}
+
+impl Leave {
+    fn is_now(&self) -> bool {
+        *self == Self::Now
+    }
 }
 
 /// One question on a stream of its own.
@@ -193,6 +218,10 @@ pub enum Request {
         /// Its number.
         node: NodeId,
     },
+    /// Who should have how many clients and lead how many shards, and what will move.
+    BalancePlan,
+    /// Move what should move now, without waiting.
+    Balance,
 }
 
 /// What is asked of a new topic.
@@ -280,6 +309,8 @@ pub enum Answer {
     Cluster(ClusterStatus),
     /// To `RecoveryPlan`.
     RecoveryPlan(RecoveryPlan),
+    /// To `BalancePlan`.
+    BalancePlan(BalancePlan),
 }
 
 /// A topic as a node sees it.

@@ -67,7 +67,8 @@ type Control = (quinn::SendStream, quinn::RecvStream);
 async fn hello(connection: &Connection, version_min: u16) -> Control {
     let (mut send, recv) = connection.open_bi().await.unwrap();
     let software = "test".to_owned();
-    let hello = Hello { version_min, version_max: version_min, software, features: vec![] };
+    let hello =
+        Hello { version_min, version_max: version_min, software, features: vec![], moved: false };
     let mut bytes = BytesMut::new();
     put_control(FrameType::Hello, &hello, &mut bytes);
     send.write_all(&bytes).await.unwrap();

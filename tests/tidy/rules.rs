@@ -9,6 +9,7 @@ const MODULES: &[(&str, &[&str])] = &[
     ("wire", &["types", "limits"]),
     ("replication", &["types", "limits"]),
     ("broker", &["types", "limits", "wire", "replication"]),
+    ("balance", &["types", "limits"]),
     ("storage", &["types", "limits", "wire"]),
     ("net", &["types", "limits", "wire"]),
     ("discovery", &["types", "limits"]),
@@ -25,6 +26,7 @@ const MODULES: &[(&str, &[&str])] = &[
             "wire",
             "replication",
             "broker",
+            "balance",
             "storage",
             "net",
             "discovery",
@@ -130,6 +132,7 @@ const PURE: &[&str] = &[
     "wire",
     "replication",
     "broker",
+    "balance",
     "discovery/announcement",
     "discovery/candidates",
 ];

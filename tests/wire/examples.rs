@@ -12,12 +12,12 @@ use dunlin::{
         TopicSettings,
     },
     wire::{
-        Ack, Answer, Batch, BatchBuilder, CaughtUp, Change, ClusterNode, ClusterShard,
-        ClusterStatus, Code, Compression, Deliver, Detail, Fault, FrameDecoder, FrameType, GoAway,
-        Hello, Invited, JoinAnswer, JoinRequest, JoinWelcome, Lag, Liveness, Nack, NodeInfo,
-        Octets, PartitionStatus, Publish, PublishOk, PublishOpen, Pushed, ReadStart, Record,
-        RecoveryPlan, Request, RetentionChange, StuckShard, SubscribeOk, SubscribeOpen, Survivor,
-        TopicRequest, TopicStatus, Welcome, WireLimits, cbor,
+        Ack, Answer, BalanceNode, BalancePlan, Batch, BatchBuilder, CaughtUp, Change, ClientMove,
+        ClusterNode, ClusterShard, ClusterStatus, Code, Compression, Deliver, Detail, Fault,
+        FrameDecoder, FrameType, GoAway, Hello, Invited, JoinAnswer, JoinRequest, JoinWelcome, Lag,
+        Leave, Liveness, Nack, NodeInfo, Octets, PartitionStatus, PrimaryMove, Publish, PublishOk,
+        PublishOpen, Pushed, ReadStart, Record, RecoveryPlan, Request, RetentionChange, StuckShard,
+        SubscribeOk, SubscribeOpen, Survivor, TopicRequest, TopicStatus, Welcome, WireLimits, cbor,
         entry::{Entry, EntryKind, Place, trim_body},
         get_varint, put_control, put_varint, stamp,
     },
@@ -91,8 +91,13 @@ fn varints(all: &mut Examples) {
 }
 
 fn connection(all: &mut Examples) {
-    let hello =
-        Hello { version_min: 1, version_max: 1, software: "example/1.0".into(), features: vec![] };
+    let hello = Hello {
+        version_min: 1,
+        version_max: 1,
+        software: "example/1.0".into(),
+        features: vec![],
+        moved: false,
+    };
     all.control("hello", FrameType::Hello, &hello);
     let node =
         NodeInfo { id: NodeId(2), name: "edge-1".into(), addresses: vec!["10.0.0.7:7440".into()] };
@@ -108,8 +113,14 @@ fn connection(all: &mut Examples) {
         nodes: vec![node],
     };
     all.control("welcome", FrameType::Welcome, &welcome);
-    let away = GoAway { reason: "the node is stopping".into(), within_ms: 5_000, nodes: vec![] };
+    let (reason, nodes) = ("the node is stopping".into(), vec![]);
+    let away = GoAway { reason, within_ms: 5_000, nodes, leave: Leave::Now };
     all.control("goaway", FrameType::GoAway, &away);
+    let node =
+        NodeInfo { id: NodeId(9), name: "edge-2".into(), addresses: vec!["10.0.0.8:7440".into()] };
+    let reason = "node edge-1 has more clients than its share".into();
+    let ask = GoAway { reason, within_ms: 0, nodes: vec![node], leave: Leave::Please };
+    all.control("goaway-please", FrameType::GoAway, &ask);
 }
 
 fn requests(all: &mut Examples) {
@@ -214,6 +225,28 @@ fn site(all: &mut Examples) {
     let plan = RecoveryPlan { site: "plant".into(), shards: vec![stuck] };
     all.control("recovery-plan", FrameType::Answer, &Answer::RecoveryPlan(plan));
     all.control("scrub", FrameType::Request, &Request::Scrub { node: Some(NodeId(9)) });
+    all.control("balance-plan", FrameType::Request, &Request::BalancePlan);
+    let node = BalanceNode {
+        id: NodeId(1),
+        name: "edge-1".into(),
+        weight: 100,
+        up: true,
+        settled: true,
+        load: Some(4),
+        clients: Some(180),
+        clients_wanted: 120,
+        primaries: 5,
+        primaries_wanted: 4,
+    };
+    let (from, to) = (NodeId(1), NodeId(9));
+    let plan = BalancePlan {
+        site: "plant".into(),
+        node: from,
+        nodes: vec![node],
+        clients: vec![ClientMove { from, to, clients: 60 }],
+        primaries: vec![PrimaryMove { shard: 3, from, to, due: true }],
+    };
+    all.control("balance", FrameType::Answer, &Answer::BalancePlan(plan));
     all.control("remove-node", FrameType::Request, &Request::RemoveNode { node: NodeId(9) });
 }
 

@@ -10,12 +10,12 @@ use dunlin::{
         ProducerId, Retention, Sequence, Timestamp, TopicId, TopicName, TopicSettings,
     },
     wire::{
-        Ack, Answer, CaughtUp, Change, ClusterNode, ClusterShard, ClusterStatus, Code, Deliver,
-        Detail, Fault, FrameDecoder, FrameType, GoAway, Hello, Invited, JoinAnswer, JoinRequest,
-        JoinWelcome, Lag, Liveness, Nack, NodeInfo, NodeStatus, Octets, PartitionStatus, Publish,
-        PublishOk, PublishOpen, ReadStart, RecoveryPlan, Request, RetentionChange, StuckShard,
-        SubscribeOk, SubscribeOpen, Survivor, TopicRequest, TopicStatus, Welcome, WireLimits, cbor,
-        put_control,
+        Ack, Answer, BalanceNode, BalancePlan, CaughtUp, Change, ClientMove, ClusterNode,
+        ClusterShard, ClusterStatus, Code, Deliver, Detail, Fault, FrameDecoder, FrameType, GoAway,
+        Hello, Invited, JoinAnswer, JoinRequest, JoinWelcome, Lag, Leave, Liveness, Nack, NodeInfo,
+        NodeStatus, Octets, PartitionStatus, PrimaryMove, Publish, PublishOk, PublishOpen,
+        ReadStart, RecoveryPlan, Request, RetentionChange, StuckShard, SubscribeOk, SubscribeOpen,
+        Survivor, TopicRequest, TopicStatus, Welcome, WireLimits, cbor, put_control,
     },
 };
 use proptest::{collection::vec, option, prelude::*};
@@ -172,6 +172,8 @@ fn request() -> impl Strategy<Value = Request> {
         }),
         option::of(any::<u64>()).prop_map(|node| Request::Scrub { node: node.map(NodeId) }),
         any::<u64>().prop_map(|node| Request::RemoveNode { node: NodeId(node) }),
+        Just(Request::BalancePlan),
+        Just(Request::Balance),
     ]
 }
 
@@ -262,6 +264,43 @@ fn recovery_plan() -> impl Strategy<Value = RecoveryPlan> {
     (text(), vec(stuck, 0..3)).prop_map(|(site, shards)| RecoveryPlan { site, shards })
 }
 
+fn balance_plan() -> impl Strategy<Value = BalancePlan> {
+    let numbers = (any::<u64>(), any::<u32>(), any::<u64>(), any::<u32>(), any::<u32>());
+    let known = (option::of(any::<u8>()), option::of(any::<u64>()), any::<bool>(), any::<bool>());
+    let node = (text(), numbers, known).prop_map(
+        |(name, (id, weight, clients_wanted, primaries, primaries_wanted), known)| {
+            let (load, clients, up, settled) = known;
+            let id = NodeId(id);
+            BalanceNode {
+                id,
+                name,
+                weight,
+                up,
+                settled,
+                load,
+                clients,
+                clients_wanted,
+                primaries,
+                primaries_wanted,
+            }
+        },
+    );
+    let nodes = || any::<(u64, u64)>().prop_map(|(from, to)| (NodeId(from), NodeId(to)));
+    let clients =
+        (nodes(), any::<u64>()).prop_map(|((from, to), clients)| ClientMove { from, to, clients });
+    let primary = (nodes(), any::<u16>(), any::<bool>())
+        .prop_map(|((from, to), shard, due)| PrimaryMove { shard, from, to, due });
+    (text(), any::<u64>(), vec(node, 0..3), vec(clients, 0..3), vec(primary, 0..3)).prop_map(
+        |(site, node, nodes, clients, primaries)| BalancePlan {
+            site,
+            node: NodeId(node),
+            nodes,
+            clients,
+            primaries,
+        },
+    )
+}
+
 fn cluster() -> impl Strategy<Value = ClusterStatus> {
     let nodes = vec(cluster_node(), 0..3);
     let shards = vec(cluster_shard(), 0..3);
@@ -339,6 +378,7 @@ fn answer() -> impl Strategy<Value = Answer> {
         invited().prop_map(Answer::Invited),
         cluster().prop_map(Answer::Cluster),
         recovery_plan().prop_map(Answer::RecoveryPlan),
+        balance_plan().prop_map(Answer::BalancePlan),
     ]
 }
 
@@ -349,8 +389,9 @@ proptest! {
     fn hello(
         (version_min, version_max, software) in (any::<u16>(), any::<u16>(), text()),
         features in vec(text(), 0..3),
+        moved in any::<bool>(),
     ) {
-        check(&Hello { version_min, version_max, software, features })?;
+        check(&Hello { version_min, version_max, software, features, moved })?;
     }
 
     #[test]
@@ -367,8 +408,13 @@ proptest! {
     }
 
     #[test]
-    fn go_away(reason in text(), within_ms in any::<u32>(), nodes in vec(node(), 0..3)) {
-        check(&GoAway { reason, within_ms, nodes })?;
+    fn go_away(
+        reason in text(),
+        within_ms in any::<u32>(),
+        nodes in vec(node(), 0..3),
+        leave in prop_oneof![Just(Leave::Now), Just(Leave::Soon), Just(Leave::Please)],
+    ) {
+        check(&GoAway { reason, within_ms, nodes, leave })?;
     }
 
     #[test]
@@ -541,7 +587,13 @@ fn what_is_left_out_has_its_default() {
     let name: TopicName = "a/b".parse().unwrap();
     reads(
         &map(&[("version_min", one.clone()), ("version_max", one)]),
-        &Hello { version_min: 1, version_max: 1, software: String::new(), features: vec![] },
+        &Hello {
+            version_min: 1,
+            version_max: 1,
+            software: String::new(),
+            features: vec![],
+            moved: false,
+        },
     );
     let open = PublishOpen {
         topic: name.clone(),

@@ -10,11 +10,13 @@ use tracing::debug;
 use super::Shared;
 use crate::{
     client::{
+        dial::Session,
         error::{Obstacle, PublishError, StreamError},
         link::{DELAY_MIN, Link, delay_of},
         outbox::{Effect, NoSuchBatch},
         stream::{FrameReader, control, send_control, unexpected},
     },
+    limits::{MOVE_ACKS_BLIND_MAX, MOVE_ACKS_MAX, MOVE_RETRY},
     wire::{Ack, Frame, FrameType, Nack, PublishOk, PublishOpen, put_frame_head},
 };
 
@@ -29,6 +31,17 @@ pub(super) struct Stream {
     send: SendStream,
     reader: FrameReader,
     ok: PublishOk,
+    /// Its connection lives as long as it does.
+    session: Arc<Session>,
+}
+
+/// How the work on a stream ended.
+enum Worked {
+    /// The publisher is closed and all is settled.
+    All,
+    /// Another stream takes over.
+    Moved(Stream),
+    Lost(StreamError),
 }
 
 /// Why there is no stream.
@@ -80,29 +93,82 @@ impl Driver {
                     None => break,
                 },
             };
-            let Stream { mut send, mut reader, .. } = opened;
-            let ended = tokio::select! {
-                result = write(&self.shared, &mut send) => match result {
-                    Ok(Written::TopicGone) => StreamError::Lost("the topic is gone".into()),
-                    Ok(Written::All) => {
-                        // The node has nothing left to answer; its own end says that it has seen ours.
-                        let _ = timeout(FINISH_MAX, reader.next()).await;
-                        break;
-                    }
-                    Err(StreamError::Lost(why)) => match reader.last_words().await {
-                        Some(error) => error,
-                        None => StreamError::Lost(why),
-                    },
-                    Err(error) => error,
-                },
-                result = read(&self.shared, &mut reader) => match result {
-                    Ok(never) => match never {},
-                    Err(error) => error,
-                },
-            };
-            self.lost(ended).await;
+            match self.work(opened).await {
+                Worked::All => break,
+                Worked::Moved(next) => {
+                    let mut state = self.shared.lock();
+                    // What has no answer in spite of the wait is sent again, under its sequence.
+                    state.outbox.lost(&Obstacle::Lost("moved to another node".into()));
+                    state.outbox.opened(&next.ok);
+                    drop(state);
+                    stream = Some(next);
+                }
+                Worked::Lost(ended) => self.lost(ended).await,
+            }
         }
         self.shared.done.cancel();
+    }
+
+    /// Works one stream until it ends, or another connection has taken the place of its own.
+    async fn work(&self, stream: Stream) -> Worked {
+        let Stream { mut send, mut reader, session, .. } = stream;
+        let mut next = None;
+        let ended = {
+            let writing = write(&self.shared, &mut send);
+            let reading = read(&self.shared, &mut reader);
+            let moving = self.successor(&session);
+            tokio::pin!(writing, reading, moving);
+            let mut leave_at = None;
+            loop {
+                tokio::select! {
+                    result = &mut writing => break result.map(Some),
+                    Err(error) = &mut reading => break Err(error),
+                    stream = &mut moving, if next.is_none() => {
+                        next = Some(stream);
+                        self.shared.lock().outbox.settle();
+                        self.shared.work.notify_one();
+                        leave_at = Some(Instant::now() + self.acks_max());
+                    }
+                    () = sleep_until(leave_at.unwrap_or_else(Instant::now)), if leave_at.is_some() => {
+                        break Ok(None);
+                    }
+                }
+            }
+        };
+        Worked::Lost(match (ended, next) {
+            (Ok(Some(Written::Settled) | None), Some(next)) => return Worked::Moved(next),
+            (Ok(Some(Written::Settled) | None), None) => {
+                StreamError::Lost("the stream is left".into())
+            }
+            (Ok(Some(Written::TopicGone)), _) => StreamError::Lost("the topic is gone".into()),
+            (Ok(Some(Written::All)), _) => {
+                // The node has nothing left to answer; its own end says that it has seen ours.
+                let _ = timeout(FINISH_MAX, reader.next()).await;
+                return Worked::All;
+            }
+            (Err(StreamError::Lost(why)), _) => match reader.last_words().await {
+                Some(error) => error,
+                None => StreamError::Lost(why),
+            },
+            (Err(error), _) => error,
+        })
+    }
+
+    /// Waits until another connection has taken the place of this one, and opens a stream there. The old stream is worked
+    /// meanwhile, and until then no failure is worth anything.
+    async fn successor(&self, session: &Session) -> Stream {
+        session.moved().await;
+        loop {
+            if let Ok(stream) = self.open_stream().await {
+                return stream;
+            }
+            sleep_until(Instant::now() + MOVE_RETRY).await;
+        }
+    }
+
+    /// How long a stream that is left waits for its acks.
+    fn acks_max(&self) -> Duration {
+        if self.open.producer.is_some() { MOVE_ACKS_MAX } else { MOVE_ACKS_BLIND_MAX }
     }
 
     /// Settles what the end of a stream settles.
@@ -177,7 +243,7 @@ impl Driver {
             send_control(&mut send, FrameType::PublishOpen, &self.open).await?;
             let mut reader = FrameReader::new(recv);
             let ok = reader.expect(FrameType::PublishOk).await?;
-            Ok(Stream { send, reader, ok })
+            Ok(Stream { send, reader, ok, session: Arc::clone(&session) })
         };
         opened.await.map_err(|error| match error {
             StreamError::Fault(fault) => match delay_of(&fault) {
@@ -225,6 +291,8 @@ enum Written {
     All,
     /// The topic that the stream leads to is no more, and all that was sent is answered.
     TopicGone,
+    /// Another stream takes over, and all that was sent is answered.
+    Settled,
 }
 
 /// Writes what is due.
@@ -233,9 +301,9 @@ async fn write(shared: &Shared, send: &mut SendStream) -> Result<Written, Stream
     let mut chunks: Vec<Bytes> = Vec::new();
     loop {
         let now = Instant::now().into_std();
-        let (wake, done, gone) = shared.decide(&mut out, |outbox, out| {
+        let (wake, done, gone, settled) = shared.decide(&mut out, |outbox, out| {
             outbox.poll(now, out);
-            (outbox.next_wake(now), outbox.is_done(), outbox.must_reopen())
+            (outbox.next_wake(now), outbox.is_done(), outbox.must_reopen(), outbox.is_settled())
         });
         let mut heads = BytesMut::new();
         for effect in out.drain(..) {
@@ -257,6 +325,9 @@ async fn write(shared: &Shared, send: &mut SendStream) -> Result<Written, Stream
         }
         if gone {
             return Ok(Written::TopicGone);
+        }
+        if settled {
+            return Ok(Written::Settled);
         }
         match wake {
             Some(at) => tokio::select! {

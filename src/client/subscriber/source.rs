@@ -1,6 +1,6 @@
 //! The I/O of a subscriber: opens streams, and reads one batch at a time.
 
-use std::sync::Arc;
+use std::{pin::Pin, sync::Arc};
 
 use quinn::SendStream;
 use tokio::time::{Instant, sleep_until};
@@ -10,15 +10,16 @@ use super::cursor::{Cursor, Take};
 use crate::{
     client::{
         backoff::Backoff,
+        dial::Session,
         error::{StreamError, SubscribeError},
         link::{DELAY_MIN, Link, delay_of},
         stream::{FrameReader, send_control, unexpected},
     },
+    limits::MOVE_RETRY,
     types::{Offset, Position, TopicName},
     wire::{Batch, Code, Deliver, Frame, FrameType, SubscribeOk, SubscribeOpen},
 };
 
-#[derive(Debug)]
 pub(super) struct Source {
     link: Arc<Link>,
     topic: TopicName,
@@ -28,13 +29,30 @@ pub(super) struct Source {
     backoff: Backoff,
     /// Damaged batches in a row.
     damaged: u32,
+    /// The stream over a connection that has taken the place of the old one, while it is opened.
+    opening: Option<Opening>,
 }
+
+type Opening = Pin<Box<dyn Future<Output = Result<(Stream, SubscribeOk), StreamError>> + Send>>;
 
 #[derive(Debug)]
 struct Stream {
     reader: FrameReader,
     /// Kept open: its end would end the subscription.
     _send: SendStream,
+    /// Its connection lives as long as it does.
+    session: Arc<Session>,
+    /// When it is tried to follow to another connection.
+    follow_at: Instant,
+}
+
+/// What happens to a stream.
+enum Happened {
+    Frame(Result<Option<Frame>, StreamError>),
+    /// Another connection has taken the place of the stream's own.
+    Moved,
+    /// A stream over that one is open, or is not to be had.
+    Opened(Result<(Stream, SubscribeOk), StreamError>),
 }
 
 /// What a stream brings.
@@ -54,7 +72,7 @@ impl Source {
         from: Position,
     ) -> Self {
         let backoff = Backoff::default();
-        Self { link, topic, partitions, from, stream: None, backoff, damaged: 0 }
+        Self { link, topic, partitions, from, stream: None, backoff, damaged: 0, opening: None }
     }
 
     pub(super) fn topic(&self) -> &TopicName {
@@ -83,7 +101,28 @@ impl Source {
                 }
                 continue;
             };
-            let frame = match stream.reader.next().await {
+            let (session, follow_at) = (Arc::clone(&stream.session), stream.follow_at);
+            let moved = async {
+                session.moved().await;
+                sleep_until(follow_at).await;
+            };
+            let happened = tokio::select! {
+                frame = stream.reader.next() => Happened::Frame(frame),
+                opened = opened(&mut self.opening), if self.opening.is_some() => Happened::Opened(opened),
+                () = moved, if self.opening.is_none() => Happened::Moved,
+            };
+            let frame = match happened {
+                Happened::Frame(frame) => frame,
+                Happened::Moved => {
+                    self.opening = Some(self.open_next(cursor));
+                    continue;
+                }
+                Happened::Opened(opened) => {
+                    self.take_over(opened, cursor);
+                    continue;
+                }
+            };
+            let frame = match frame {
                 Ok(Some(frame)) => frame,
                 Ok(None) => {
                     self.hold_back(StreamError::Lost("the node ended the stream".into())).await?;
@@ -145,21 +184,7 @@ impl Source {
         cursor: &mut Cursor,
     ) -> Result<Result<(), StreamError>, SubscribeError> {
         let session = self.link.session().await?;
-        let open = SubscribeOpen {
-            topic: self.topic.clone(),
-            partitions: self.partitions.clone(),
-            from: self.from,
-            resume: cursor.positions(),
-            direct: false,
-        };
-        let opened = async {
-            let (mut send, recv) = session.connection.open_bi().await?;
-            send_control(&mut send, FrameType::SubscribeOpen, &open).await?;
-            let mut reader = FrameReader::new(recv);
-            let ok: SubscribeOk = reader.expect(FrameType::SubscribeOk).await?;
-            Ok((Stream { reader, _send: send }, ok))
-        };
-        match opened.await {
+        match open_on(Arc::clone(&session), self.wanted(cursor)).await {
             Ok((stream, ok)) => {
                 cursor.opened(&ok, &self.topic)?;
                 self.stream = Some(stream);
@@ -174,10 +199,52 @@ impl Source {
         }
     }
 
+    /// What a stream is opened with, to go on where this reader is.
+    fn wanted(&self, cursor: &Cursor) -> SubscribeOpen {
+        SubscribeOpen {
+            topic: self.topic.clone(),
+            partitions: self.partitions.clone(),
+            from: self.from,
+            resume: cursor.positions(),
+            direct: false,
+        }
+    }
+
+    /// Opens a stream over the new connection. The old one is read meanwhile; what both bring is taken once.
+    fn open_next(&self, cursor: &Cursor) -> Opening {
+        let (link, open) = (Arc::clone(&self.link), self.wanted(cursor));
+        Box::pin(async move {
+            let session = link.session().await.map_err(|e| StreamError::Lost(e.to_string()))?;
+            open_on(session, open).await
+        })
+    }
+
+    /// Goes on with the new stream. If it is not to be had, or not where the reader is, the old one stays for now.
+    fn take_over(
+        &mut self,
+        opened: Result<(Stream, SubscribeOk), StreamError>,
+        cursor: &mut Cursor,
+    ) {
+        self.opening = None;
+        match opened {
+            Ok((stream, ok)) if cursor.opened(&ok, &self.topic).is_ok() => {
+                self.stream = Some(stream);
+                return;
+            }
+            Ok(_) => debug!(topic = %self.topic, "the new node is not where this reader is"),
+            Err(error) => {
+                debug!(topic = %self.topic, ?error, "no stream over the new connection yet")
+            }
+        }
+        if let Some(stream) = &mut self.stream {
+            stream.follow_at = Instant::now() + MOVE_RETRY;
+        }
+    }
+
     /// Gives up the stream, and waits before there is another; or gives up.
     async fn hold_back(&mut self, error: StreamError) -> Result<(), SubscribeError> {
         debug!(topic = %self.topic, ?error, "subscribe stream ended");
-        self.stream = None;
+        (self.stream, self.opening) = (None, None);
         let own = self.backoff.next(rand::random());
         let delay = match error {
             StreamError::Fault(fault) => {
@@ -189,6 +256,25 @@ impl Source {
         };
         sleep_until(Instant::now() + delay.max(DELAY_MIN)).await;
         Ok(())
+    }
+}
+
+async fn open_on(
+    session: Arc<Session>,
+    open: SubscribeOpen,
+) -> Result<(Stream, SubscribeOk), StreamError> {
+    let (mut send, recv) = session.connection.open_bi().await?;
+    send_control(&mut send, FrameType::SubscribeOpen, &open).await?;
+    let mut reader = FrameReader::new(recv);
+    let ok: SubscribeOk = reader.expect(FrameType::SubscribeOk).await?;
+    Ok((Stream { reader, _send: send, session, follow_at: Instant::now() }, ok))
+}
+
+/// Waits for a stream that is being opened; for ever if there is none.
+async fn opened(opening: &mut Option<Opening>) -> Result<(Stream, SubscribeOk), StreamError> {
+    match opening {
+        Some(opening) => opening.await,
+        None => std::future::pending().await,
     }
 }
 
