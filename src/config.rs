@@ -22,7 +22,7 @@ use crate::{
         HEARTBEAT, HTTP_PORT_DEFAULT, JOIN_ADDRESSES_MAX, PARTITIONS_PER_TOPIC_MAX, PORT_DEFAULT,
         STREAMS_PER_CONNECTION_DEFAULT,
     },
-    types::{Address, NodeName, Retention, TopicSettings},
+    types::{Address, NodeName, Retention, TopicSettings, Versions},
 };
 
 /// Where the configuration lies if nobody says otherwise. It may be missing: then every key has its default.
@@ -48,6 +48,9 @@ pub struct Config {
     pub topic_defaults: TopicDefaults,
     /// What it tells of itself.
     pub log: Log,
+    /// The versions of the protocols that it speaks: those that it was written for. Nothing that a file says.
+    #[serde(skip)]
+    pub speaks: Versions,
 }
 
 /// `[node]`

@@ -21,13 +21,13 @@ mod tests;
 
 pub use dial::{BadDialConfig, DialConfig, PeerAddress};
 pub use heartbeat::{BadHeartbeat, Heartbeat};
-pub use hello::{LinkKind, PEER_VERSION, PEER_VERSION_MIN, PeerHello, PeerWelcome};
+pub use hello::{LinkKind, PeerHello, PeerWelcome};
 pub use link::{CallError, LinkStatus, LogSource, Outgoing};
 pub use links::Links;
 pub use message::BadMessage;
 pub use serve::{PeerDoor, PeerSink, serve};
 
-use crate::types::{NodeId, NodeName, SiteName};
+use crate::types::{NodeId, NodeName, SiteName, Versions};
 
 /// Who this node is to its peers.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,6 +38,8 @@ pub struct Me {
     pub node: NodeId,
     /// Its name, as in its certificate.
     pub name: NodeName,
+    /// The versions of the protocol between nodes that it speaks.
+    pub speaks: Versions,
     /// Shards of the site: as many data streams a peer may open.
     pub shards: u16,
 }

@@ -86,9 +86,7 @@ use crate::{
         secret_file::FileError,
         tls::{self, ALPN_CLIENT, ALPN_JOIN, ALPN_PEER, ClientAuth, TlsError},
     },
-    peer::{
-        BadDialConfig, DialConfig, Heartbeat, Links, Me, PEER_VERSION, PEER_VERSION_MIN, PeerDoor,
-    },
+    peer::{BadDialConfig, DialConfig, Heartbeat, Links, Me, PeerDoor},
     storage::{CommitHandle, CommitQueue, CommitThread, StoreError},
     types::Boot,
     wire,
@@ -443,7 +441,7 @@ impl Ahead {
             .local_addr()
             .map_err(|source| EndpointError::Bind { address: config.listen.address, source })?;
         let (site, name) = (identity.site.clone(), identity.name.clone());
-        let me = Me { site, node, name, shards };
+        let me = Me { site, node, name, speaks: config.speaks, shards };
         let (peers, heard) = Peers::new();
         let source: Arc<Peers> = Arc::clone(&peers);
         let links = Links::new(endpoint.clone(), DialConfig::new(me.clone(), credentials)?, source);
@@ -550,7 +548,7 @@ impl Ahead {
             let info = NodeInfo {
                 addresses: self.addresses(),
                 software: crate::SOFTWARE.to_owned(),
-                protocol: (PEER_VERSION_MIN, PEER_VERSION),
+                protocol: (self.config.speaks.min, self.config.speaks.max),
             };
             start::register(&self.group, name, disk.recovered.disk_id, &disk.claim, info).await
         };
@@ -582,6 +580,7 @@ impl Ahead {
             connections_max: self.doors.connections_max,
             topic_defaults: config.topic_defaults.settings(),
             allow_anonymous: config.listen.allow_anonymous,
+            speaks: config.speaks,
             streams_max: config.limits.streams_per_connection,
             inflight_bytes_max: u32::try_from(inflight).unwrap_or(u32::MAX),
             connections: self.doors.connections.clone(),

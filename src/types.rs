@@ -12,6 +12,7 @@ mod role;
 mod secret;
 mod time;
 mod topic;
+mod versions;
 
 pub use acks::{AckLevel, Acks};
 pub use address::{Address, BadAddress};
@@ -26,3 +27,4 @@ pub use role::{BadRole, NodeRole};
 pub use secret::{InviteSecret, InviteToken};
 pub use time::Timestamp;
 pub use topic::{Retention, TopicSettings};
+pub use versions::{BadVersions, Versions};

@@ -1,5 +1,7 @@
 //! `dunlin cluster`: the site's nodes and shards, and how nodes leave.
 
+use std::collections::BTreeSet;
+
 use clap::Subcommand;
 
 use super::{
@@ -183,6 +185,19 @@ fn in_words(status: &ClusterStatus) -> String {
             "\nNo node orders changes of the metadata now: topics and nodes stay as they are.\n",
         ),
     }
+    let programs: BTreeSet<&str> = status
+        .nodes
+        .iter()
+        .map(|node| node.software.as_str())
+        .filter(|software| !software.is_empty())
+        .collect();
+    if programs.len() > 1 {
+        text.push_str(&format!(
+            "\nNodes run different programs. What came with the newer one is used once all speak it; now \
+             all speak version {}.\n",
+            status.level
+        ));
+    }
     if status.invites > 0 {
         text.push_str(&format!("\nInvites that can still be used: {}\n", status.invites));
     }
@@ -280,6 +295,7 @@ mod tests {
             site: "plant".into(),
             node: NodeId(1),
             leader: Some(NodeId(1)),
+            level: 1,
             nodes: vec![
                 node(1, "edge-1", Some(true)),
                 node(9, "edge-2", Some(false)),

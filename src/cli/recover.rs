@@ -157,6 +157,7 @@ mod tests {
             site: "plant".into(),
             node: NodeId(2),
             leader: None,
+            level: 1,
             nodes: vec![],
             shards: vec![],
             invites: 0,

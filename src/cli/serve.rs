@@ -17,7 +17,7 @@ use super::{
     exit::Failure,
     logging::{self, LogControl},
 };
-use crate::{Config, Server, server::StartError};
+use crate::{Config, Server, server::StartError, types::Versions};
 
 /// `dunlin serve`
 #[derive(Debug, clap::Args)]
@@ -33,11 +33,15 @@ pub struct Serve {
     /// Stop when standard input ends: a broker that another program started for itself ends with it
     #[arg(long, hide = true)]
     stop_with_stdin: bool,
+    /// Speak these versions of the protocols, such as 1..2, whatever the program was written for: for tests of upgrades
+    #[arg(long, hide = true, value_name = "RANGE")]
+    speaks: Option<Versions>,
 }
 
 impl Serve {
     pub(super) fn run(self, _global: &Global) -> Result<(), Failure> {
-        let config = self.config.load()?;
+        let mut config = self.config.load()?;
+        config.speaks = self.speaks.unwrap_or(config.speaks);
         let log = logging::start(&config.log)?;
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .enable_all()

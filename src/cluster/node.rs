@@ -8,7 +8,7 @@ use super::{command::BootClaim, reject::MetaReject};
 pub use crate::types::NodeRole;
 use crate::{
     limits::{NODE_ADDRESS_LEN_MAX, NODE_ADDRESSES_MAX, SOFTWARE_LEN_MAX},
-    types::{Incarnation, NodeId, NodeName, Timestamp},
+    types::{Incarnation, NodeId, NodeName, Timestamp, Versions},
 };
 
 /// A node.
@@ -58,6 +58,12 @@ pub struct NodeInfo {
 }
 
 impl NodeInfo {
+    /// The versions that the node speaks.
+    #[must_use]
+    pub fn speaks(&self) -> Versions {
+        Versions { min: self.protocol.0, max: self.protocol.1 }
+    }
+
     pub(super) fn check(&self) -> Result<(), MetaReject> {
         let bad = |text: String| Err(MetaReject::NodeInfo(text));
         if self.addresses.len() > NODE_ADDRESSES_MAX {

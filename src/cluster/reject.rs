@@ -79,6 +79,17 @@ pub enum MetaReject {
     /// An address, a name of software or a range that is none.
     #[error("the node's {0}")]
     NodeInfo(String),
+    /// The node's program is too old for what the others write by now, or too new to understand it.
+    #[error(
+        "this program speaks versions {speaks}, and the site is at {level}: install one that speaks {level}; of a newer \
+         one, first a release in between"
+    )]
+    Protocol {
+        /// What it speaks.
+        speaks: String,
+        /// What all nodes of the site understand.
+        level: u16,
+    },
     /// A weight outside its range.
     #[error("a node's weight is 0 to {max}, not {0}", max = NODE_WEIGHT_MAX)]
     Weight(u32),
@@ -134,6 +145,7 @@ impl MetaReject {
                 .with_hint(format!("see its settings: dunlin topic show {name}")),
             Self::Partitions(_) | Self::Retention(_) => Fault::new(Code::Invalid, message),
             Self::NodeInfo(_)
+            | Self::Protocol { .. }
             | Self::Weight(_)
             | Self::UnknownNode(_)
             | Self::NoNode(_)

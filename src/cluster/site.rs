@@ -43,6 +43,10 @@ pub struct SiteState {
     /// When nodes were asked last to balance at once: the index of that command, 0 if never.
     #[serde(default)]
     pub balance: u64,
+    /// What all nodes understand, also those that are down and witnesses: the newest version that each of them has said to
+    /// speak. It never falls. Kinds of commands and of entries that came with a version are written from then on.
+    #[serde(default)]
+    pub level: u16,
     /// Nodes that have left for ever.
     #[serde(default)]
     pub removed: BTreeMap<NodeId, RemovedNode>,

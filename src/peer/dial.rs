@@ -20,7 +20,7 @@ use tokio::{
 use super::{
     Me,
     frame::{self, FrameError},
-    hello::{LinkKind, PEER_VERSION, PEER_VERSION_MIN, PeerHello, PeerWelcome},
+    hello::{LinkKind, PeerHello, PeerWelcome},
 };
 use crate::{
     limits::{
@@ -228,8 +228,8 @@ impl Dialler {
         socket: SocketAddr,
     ) -> impl Future<Output = Result<Connection, DialError>> + Send + 'static {
         let hello = PeerHello {
-            version_min: PEER_VERSION_MIN,
-            version_max: PEER_VERSION,
+            version_min: self.me.speaks.min,
+            version_max: self.me.speaks.max,
             site: self.me.site.clone(),
             node: self.me.node,
             name: self.me.name.clone(),
@@ -281,7 +281,7 @@ async fn meet(
     let answer = answer.ok_or_else(|| DialError::Welcome("it is missing".to_owned()))?;
     let welcome: PeerWelcome =
         cbor::get(&answer).map_err(|error| DialError::Welcome(error.to_string()))?;
-    if !(PEER_VERSION_MIN..=PEER_VERSION).contains(&welcome.version) {
+    if !hello.speaks().contains(welcome.version) {
         return Err(DialError::Version(welcome.version));
     }
     if welcome.node != node {

@@ -2,12 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::types::{Incarnation, NodeId, NodeName, SiteName};
-
-/// Newest version of the protocol between nodes.
-pub const PEER_VERSION: u16 = 1;
-/// Oldest version that is still spoken.
-pub const PEER_VERSION_MIN: u16 = 1;
+use crate::types::{Incarnation, NodeId, NodeName, SiteName, Versions};
 
 /// What a connection is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -65,38 +60,9 @@ pub struct PeerWelcome {
 }
 
 impl PeerHello {
-    /// The newest version that both speak.
+    /// The versions that it speaks.
     #[must_use]
-    pub fn common_version(&self) -> Option<u16> {
-        let version = self.version_max.min(PEER_VERSION);
-        (version >= self.version_min.max(PEER_VERSION_MIN)).then_some(version)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_newest_common_version_is_spoken() {
-        let version = |version_min, version_max| {
-            PeerHello {
-                version_min,
-                version_max,
-                site: "plant".parse().expect("name"),
-                node: NodeId(1),
-                name: "n-1".parse().expect("name"),
-                incarnation: Incarnation(0),
-                kind: LinkKind::Control,
-                software: String::new(),
-                features: vec![],
-            }
-            .common_version()
-        };
-        assert_eq!(version(1, 1), Some(1));
-        assert_eq!(version(0, 9), Some(1));
-        assert_eq!(version(2, 9), None);
-        assert_eq!(version(0, 0), None);
-        assert_eq!(version(1, 0), None, "upside down");
+    pub fn speaks(&self) -> Versions {
+        Versions { min: self.version_min, max: self.version_max }
     }
 }

@@ -16,7 +16,7 @@ use super::{
     dial::close,
     frame::{self, FrameError},
     heartbeat::{Digests, Heartbeat},
-    hello::{LinkKind, PEER_VERSION, PEER_VERSION_MIN, PeerHello, PeerWelcome},
+    hello::{LinkKind, PeerHello, PeerWelcome},
     message,
 };
 use crate::{
@@ -141,11 +141,8 @@ async fn greet(
         Err(error) => return Err(bad_frame(error, "hello")),
     };
     let hello: PeerHello = cbor::get(&bytes).map_err(|error| protocol(&error))?;
-    let Some(version) = hello.common_version() else {
-        let (min, max) = (hello.version_min, hello.version_max);
-        let reason = format!(
-            "node speaks versions {min} to {max}, this node {PEER_VERSION_MIN} to {PEER_VERSION}"
-        );
+    let Some(version) = me.speaks.common(hello.speaks()) else {
+        let reason = format!("node speaks versions {}, this node {}", hello.speaks(), me.speaks);
         return Err(refused(CloseCode::Version, reason));
     };
     if hello.site != me.site || hello.name != proven {

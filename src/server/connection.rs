@@ -33,10 +33,10 @@ use crate::{
         REQUESTS_PER_CONNECTION_MAX, UNFINISHED_BYTES_MAX,
     },
     net::{Group, Identity, Who, frames::FrameReader},
-    types::{NodeName, SiteName, TopicSettings},
+    types::{NodeName, SiteName, TopicSettings, Versions},
     wire::{
         Answer, CloseCode, Code, Fault, Frame, FrameType, GoAway, Hello, Leave, NodeInfo,
-        PROTOCOL_VERSION, PROTOCOL_VERSION_MIN, PublishOpen, Welcome, WireLimits, cbor,
+        PublishOpen, Welcome, WireLimits, cbor,
     },
 };
 
@@ -59,6 +59,7 @@ pub(super) struct Shared {
     pub(super) connections_max: usize,
     pub(super) topic_defaults: TopicSettings,
     pub(super) allow_anonymous: bool,
+    pub(super) speaks: Versions,
     pub(super) streams_max: u32,
     pub(super) inflight_bytes_max: u32,
     /// One task each; the server's stop waits for them.
@@ -225,14 +226,13 @@ impl Client {
             };
             let hello: Hello =
                 cbor::get(&body).map_err(|e| (CloseCode::Protocol, e.to_string()))?;
-            let (min, max) = (hello.version_min, hello.version_max);
-            if min > PROTOCOL_VERSION || max < PROTOCOL_VERSION_MIN {
-                let reason = format!(
-                    "client speaks versions {min} to {max}, this node {PROTOCOL_VERSION_MIN} to {PROTOCOL_VERSION}"
-                );
+            let theirs = Versions { min: hello.version_min, max: hello.version_max };
+            let ours = self.shared.speaks;
+            let Some(version) = ours.common(theirs) else {
+                let reason = format!("client speaks versions {theirs}, this node {ours}");
                 return Err((CloseCode::Version, reason));
-            }
-            let welcome = self.welcome(max.min(PROTOCOL_VERSION));
+            };
+            let welcome = self.welcome(version);
             let sent = streams::send(&mut output, FrameType::Welcome, &welcome).await;
             sent.map_err(|e| (CloseCode::Protocol, e.to_string()))?;
             Ok((output, input, hello))

@@ -126,6 +126,7 @@ pub(super) fn status(shared: &Shared) -> ClusterStatus {
         site: shared.site.to_string(),
         node: shared.engine.me.node,
         leader,
+        level: site.level,
         nodes: site.nodes.iter().map(|(id, node)| node_status(shared, site, *id, node)).collect(),
         shards: (0..)
             .zip(&site.shards)

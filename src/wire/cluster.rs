@@ -30,6 +30,10 @@ pub struct ClusterStatus {
     /// Who orders changes of the metadata, as far as the node knows.
     #[serde(default)]
     pub leader: Option<NodeId>,
+    /// The version of the protocol that all nodes speak by now, also those that are down: what came with a later one is not
+    /// used yet.
+    #[serde(default)]
+    pub level: u16,
     /// All nodes, by number.
     pub nodes: Vec<ClusterNode>,
     /// All shards, by number.

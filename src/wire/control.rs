@@ -9,13 +9,13 @@ use super::{
 };
 use crate::types::{
     Acks, NodeId, NodeRole, Offset, Position, ProducerId, Retention, Timestamp, TopicId, TopicName,
-    TopicSettings,
+    TopicSettings, Versions,
 };
 
 /// Newest version of the protocol.
-pub const PROTOCOL_VERSION: u16 = 1;
+pub const PROTOCOL_VERSION: u16 = Versions::SPOKEN.max;
 /// Oldest version that is still served.
-pub const PROTOCOL_VERSION_MIN: u16 = 1;
+pub const PROTOCOL_VERSION_MIN: u16 = Versions::SPOKEN.min;
 
 /// First message of a client, on the first bidirectional stream.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -24,6 +24,7 @@ mod far;
 mod fault;
 mod network;
 mod site;
+mod upgrade;
 mod wire;
 
 use std::{

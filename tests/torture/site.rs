@@ -48,6 +48,8 @@ struct Node {
     child: Option<Child>,
     is_paused: bool,
     has_own_disk: bool,
+    /// What `serve` gets beside what every node gets.
+    more: Vec<String>,
 }
 
 impl Site {
@@ -61,6 +63,7 @@ impl Site {
             child: None,
             is_paused: false,
             has_own_disk: false,
+            more: Vec::new(),
         };
         let nodes: Vec<Node> = (0..shape.nodes()).map(node).collect();
         let admin = dir.path().join("admin.toml");
@@ -132,6 +135,11 @@ impl Site {
         self.nodes[number].child.is_some() && !self.nodes[number].is_paused
     }
 
+    /// What `serve` gets from its next start on, beside what every node gets.
+    pub(crate) fn serve_with(&mut self, number: usize, more: &[&str]) {
+        self.nodes[number].more = more.iter().map(|arg| (*arg).to_owned()).collect();
+    }
+
     /// Starts the process of a node; it does not serve yet.
     pub(crate) fn begin(&mut self, number: usize) {
         let config = self.nodes[number].dir.join("dunlin.toml");
@@ -148,6 +156,7 @@ impl Site {
             .arg(self.address_file(number))
             // Ends with us, however we end.
             .arg("--stop-with-stdin")
+            .args(&self.nodes[number].more)
             .env_remove("NOTIFY_SOCKET")
             .env_remove("JOURNAL_STREAM")
             .stdin(Stdio::piped())

@@ -202,6 +202,7 @@ fn site(all: &mut Examples) {
         site: "plant".into(),
         node: NodeId(1),
         leader: Some(NodeId(1)),
+        level: 1,
         nodes: vec![node],
         shards: vec![shard],
         invites: 0,

@@ -304,16 +304,16 @@ fn balance_plan() -> impl Strategy<Value = BalancePlan> {
 fn cluster() -> impl Strategy<Value = ClusterStatus> {
     let nodes = vec(cluster_node(), 0..3);
     let shards = vec(cluster_shard(), 0..3);
-    (text(), any::<u64>(), option::of(any::<u64>()), nodes, shards, any::<u32>()).prop_map(
-        |(site, node, leader, nodes, shards, invites)| ClusterStatus {
+    (text(), any::<u64>(), option::of(any::<u64>()), any::<u16>(), nodes, shards, any::<u32>())
+        .prop_map(|(site, node, leader, level, nodes, shards, invites)| ClusterStatus {
             site,
             node: NodeId(node),
             leader: leader.map(NodeId),
+            level,
             nodes,
             shards,
             invites,
-        },
-    )
+        })
 }
 
 fn join_answer() -> impl Strategy<Value = JoinAnswer> {

@@ -29,6 +29,10 @@ impl SiteState {
             return Err(MetaReject::NotFounded);
         }
         info.check()?;
+        let speaks = info.speaks();
+        if self.level > 0 && !speaks.contains(self.level) {
+            return Err(MetaReject::Protocol { speaks: speaks.to_string(), level: self.level });
+        }
         let incarnation = Incarnation(self.applied);
         let first = self.nodes.is_empty();
         if first {
@@ -57,6 +61,7 @@ impl SiteState {
         node.incarnation = incarnation;
         node.claim = BootClaim { shards: Vec::new(), before: Vec::new(), ..claim.clone() };
         node.info = info;
+        self.raise_level();
         for (number, shard) in (0..).zip(&mut self.shards) {
             if first {
                 // The first node of a site holds all shards; others are added to their sets later.
@@ -66,6 +71,12 @@ impl SiteState {
             }
         }
         Ok(MetaOutcome::Registered(id, incarnation))
+    }
+
+    /// Notes what all nodes understand by now. One that has joined and never started has said nothing yet.
+    fn raise_level(&mut self) {
+        let newest = self.nodes.values().map(|node| node.info.speaks().max).min().unwrap_or(0);
+        self.level = self.level.max(newest);
     }
 
     pub(super) fn add_node(
@@ -134,6 +145,7 @@ impl SiteState {
         if let Some(NodeRecord { name, disk_id, .. }) = self.nodes.remove(&node) {
             self.removed.insert(node, RemovedNode { name, disk_id });
         }
+        self.raise_level();
         while self.removed.len() > REMOVED_NODES_REMEMBERED {
             self.removed.pop_first();
         }

@@ -259,3 +259,42 @@ fn weights_have_a_range() {
     let node = &state.nodes[&FOUNDER];
     assert_eq!((node.weight, node.draining), (0, true));
 }
+
+#[test]
+fn the_level_is_what_all_nodes_speak_and_never_falls() {
+    let mut state = site();
+    do_it(&mut state, join("n2", 2, None)).expect("new");
+    let n2 = NodeId(state.applied);
+    let mut boots = 10;
+    let mut speak = |state: &mut SiteState, node: &str, disk_id: u128, protocol: (u16, u16)| {
+        boots += 1;
+        let before = (1..boots).map(|boot| boot * 7).collect();
+        let claim = BootClaim { boot: boots, nonce: boots * 7, before, ..BootClaim::default() };
+        let info = NodeInfo { protocol, ..NodeInfo::default() };
+        let name = node.parse().expect("allowed");
+        let said = do_it(state, MetaCommand::Register { name, disk_id, claim, info });
+        said.map(|_| state.level)
+    };
+    assert_eq!(speak(&mut state, "n1", 1, (1, 2)), Ok(0), "n2 has said nothing");
+    assert_eq!(speak(&mut state, "n2", 2, (1, 1)), Ok(1));
+    assert_eq!(speak(&mut state, "n1", 1, (1, 2)), Ok(1));
+    assert_eq!(speak(&mut state, "n2", 2, (1, 3)), Ok(2));
+    for (old_or_new, speaks) in [((1, 1), "1 to 1"), ((3, 4), "3 to 4")] {
+        let refused = speak(&mut state, "n2", 2, old_or_new).expect_err("it understands no 2");
+        assert_eq!(refused, MetaReject::Protocol { speaks: speaks.into(), level: 2 });
+    }
+    assert_eq!(state.level, 2);
+
+    do_it(&mut state, join("n3", 3, None)).expect("new");
+    let n3 = NodeId(state.applied);
+    assert_eq!(speak(&mut state, "n1", 1, (2, 3)), Ok(2), "n3 has said nothing");
+    state.voters = [FOUNDER].into();
+    for shard in &mut state.shards {
+        shard.replicas.retain(|node| *node == FOUNDER);
+        shard.set.retain(|node| *node == FOUNDER);
+    }
+    do_it(&mut state, MetaCommand::RemoveNode { node: n3 }).expect("it holds nothing");
+    assert_eq!(state.level, 3, "nobody waits for it any more");
+    do_it(&mut state, MetaCommand::RemoveNode { node: n2 }).expect("it holds nothing");
+    assert_eq!(state.level, 3);
+}

@@ -106,6 +106,7 @@ impl Node {
         let endpoint = endpoint::server(address, Arc::new(tls.expect("sound")), &limits, &secret)
             .expect("bound");
         let me = Me {
+            speaks: Versions::SPOKEN,
             site: "plant".parse().expect("name"),
             node: NodeId(id),
             name: name.parse().expect("name"),
