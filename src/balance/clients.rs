@@ -171,7 +171,8 @@ impl ClientBalance {
         let Some(me) = nodes.iter().position(|node| node.node == self.me) else {
             return Vec::new();
         };
-        self.gives &= table.excess[me] > 0;
+        // Those that were asked may stay: it is not over before they are gone.
+        self.gives &= table.excess[me] + own.leaving > table.lack[me];
         if !self.gives {
             return Vec::new();
         }

@@ -260,7 +260,7 @@ async fn clients_of_a_node_that_is_drained_are_moved_and_come_back_when_it_is_no
     // Nobody had to be told: that comes later.
     assert!(begun.elapsed() < BALANCE_DRAIN_MAX);
     admin.cluster().set_node(first, None, Some(false)).await.unwrap();
-    until(&admin, "shared again", |plan| is_even(plan, all)).await;
+    until(&admin, "shared again", |plan| plan.nodes[0].weight == 100 && is_even(plan, all)).await;
     stop.store(true, Ordering::Relaxed);
     let (_, mut acks) = settle(busy, &BTreeMap::new()).await;
     let longest = but_one_in(&mut acks, usize::MAX);

@@ -136,6 +136,23 @@ fn a_node_of_weight_0_gives_all_up_and_a_site_without_others_keeps_them() {
     assert_eq!((site.clients(), site.moves), (vec![40, 0], 0));
 }
 
+/// With them the node would be even; without them others go in their place, down to the same share.
+#[test]
+fn for_those_that_were_asked_and_stay_others_are_asked() {
+    let nodes = [node(1, 100, 16), node(2, 100, 0)];
+    let mut balance = ClientBalance::new(NodeId(1));
+    let mut round = |second: u32, leaving: u64, there: u64| {
+        let nodes = [nodes[0], node(2, 100, there)];
+        let own = Own { leaving, ..own(16 - there) };
+        balance.round(second * SECOND, &nodes, own, second == 1).len()
+    };
+    assert_eq!(round(1, 0, 0), 4);
+    // Three of them do not go.
+    assert_eq!((round(2, 3, 1), round(6, 3, 5)), (1, 0));
+    assert_eq!(round(11, 0, 5), 3, "within the band, and yet not done");
+    assert_eq!(round(20, 0, 8), 0);
+}
+
 /// The one that takes has less than its share by more than the band, those that give have more by less than it.
 #[test]
 fn many_that_have_a_little_too_many_give_to_one_that_has_none() {
