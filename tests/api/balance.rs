@@ -171,7 +171,7 @@ async fn settle(
         let read = timeout(DEADLINE, busy.read).await.expect("read").unwrap();
         let all: Vec<String> = (0..written.len()).map(|n| n.to_string()).collect();
         assert_eq!(read, all, "client {nth}: each record once, in order");
-        assert!(written.len() > 100, "client {nth} wrote {}", written.len());
+        assert!(written.len() > 10, "client {nth} wrote {}", written.len());
         let Some(at) = moved_at.get(&nth) else {
             usual.extend(written.iter().map(|(_, took)| *took));
             continue;
