@@ -287,7 +287,7 @@ pub const BALANCE_SETTLED: Duration = Duration::from_secs(5);
 pub const BALANCE_HOLD: Duration = Duration::from_secs(5);
 /// The most clients that the site had within this time is what shares are made of: what others report is late, and who is on
 /// the way is with nobody. Longer than a report takes.
-pub const BALANCE_WINDOW: Duration = Duration::from_secs(5);
+pub const BALANCE_WINDOW: Duration = Duration::from_secs(3);
 /// Clients that a node may be off its share before anything moves, in percent of the share.
 pub const BALANCE_BAND_PERCENT: u64 = 5;
 /// The same as a number, for small shares.

@@ -41,6 +41,8 @@ pub struct Own {
     pub leaving: u64,
     /// Those of them that may be asked now.
     pub askable: u64,
+    /// Those that have gone because they were asked, within [`BALANCE_WINDOW`]: others may not have said yet that they came.
+    pub left: u64,
 }
 
 /// Clients that should go from one node to another.
@@ -169,11 +171,16 @@ impl ClientBalance {
         let Some(me) = nodes.iter().position(|node| node.node == self.me) else {
             return Vec::new();
         };
-        let excess = table.excess[me];
-        self.gives &= excess > 0;
+        // Those that were asked may stay: it is not over before they are gone.
+        self.gives &= table.excess[me] + own.leaving > table.lack[me];
         if !self.gives {
             return Vec::new();
         }
+        // Those that have left may not have been reported yet. If they were, they count twice, and some wait for nothing.
+        let excess = match own.left {
+            0 => table.excess[me],
+            left => table.excess[me].min(Table::of(total + left, &nodes).excess[me]),
+        };
         let least = if nodes[me].weight == 0 { BALANCE_STEP_EMPTY } else { BALANCE_STEP };
         let at_most = least.max(excess.div_ceil(BALANCE_PART));
         let asks = excess.min(own.askable).min(at_most.saturating_sub(own.leaving));

@@ -1,9 +1,14 @@
 //! The clients of one node, as far as it matters for asking them to move.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    time::Duration,
+};
 
 use super::clients::Own;
-use crate::limits::{BALANCE_ASK_AGAIN, BALANCE_NEW, BALANCE_PATIENCE, BALANCE_STAY};
+use crate::limits::{
+    BALANCE_ASK_AGAIN, BALANCE_NEW, BALANCE_PATIENCE, BALANCE_STAY, BALANCE_WINDOW,
+};
 
 /// A client's place on the roster: never given twice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -22,6 +27,8 @@ struct Client {
 pub struct Roster {
     next: u64,
     clients: BTreeMap<Seat, Client>,
+    /// When those left lately who were asked to.
+    left: VecDeque<Duration>,
 }
 
 impl Roster {
@@ -35,8 +42,14 @@ impl Roster {
     }
 
     /// A client has gone.
-    pub fn leave(&mut self, seat: Seat) {
-        self.clients.remove(&seat);
+    pub fn leave(&mut self, now: Duration, seat: Seat) {
+        let client = self.clients.remove(&seat);
+        if client.is_some_and(|client| now < client.leaving_until) {
+            self.left.push_back(now);
+        }
+        while self.left.front().is_some_and(|at| *at + BALANCE_WINDOW < now) {
+            self.left.pop_front();
+        }
     }
 
     /// How many are here.
@@ -54,7 +67,8 @@ impl Roster {
     /// How many are here, will go and may be asked.
     #[must_use]
     pub fn own(&self, now: Duration) -> Own {
-        let mut own = Own { here: self.clients.len() as u64, leaving: 0, askable: 0 };
+        let left = self.left.iter().filter(|at| **at + BALANCE_WINDOW >= now).count() as u64;
+        let mut own = Own { here: self.clients.len() as u64, leaving: 0, askable: 0, left };
         for client in self.clients.values() {
             own.leaving += u64::from(now < client.leaving_until);
             own.askable += u64::from(now >= client.free_from);
@@ -86,7 +100,7 @@ mod tests {
         let mut roster = Roster::default();
         let first = roster.enter(Duration::ZERO, false);
         let moved = roster.enter(Duration::ZERO, true);
-        let own = |here, leaving, askable| Own { here, leaving, askable };
+        let own = |here, leaving, askable| Own { here, leaving, askable, left: 0 };
         assert_eq!(roster.own(SECOND), own(2, 0, 0));
         assert_eq!(roster.own(BALANCE_NEW), own(2, 0, 1));
         assert_eq!(roster.ask(BALANCE_NEW, 9), [first]);
@@ -104,8 +118,10 @@ mod tests {
         assert_eq!(roster.own(asked + BALANCE_PATIENCE).leaving, 0);
         assert_eq!(roster.ask(asked + BALANCE_ASK_AGAIN - SECOND, 1), []);
         assert_eq!(roster.ask(asked + BALANCE_ASK_AGAIN, 1), [seat]);
-        roster.leave(seat);
+        roster.leave(asked + BALANCE_ASK_AGAIN, seat);
         assert!(roster.is_empty());
+        assert_eq!(roster.own(asked + BALANCE_ASK_AGAIN + BALANCE_WINDOW).left, 1, "on its way");
+        assert_eq!(roster.own(asked + BALANCE_ASK_AGAIN + BALANCE_WINDOW + SECOND).left, 0);
     }
 
     #[test]

@@ -8,6 +8,7 @@ use std::{
 
 use tokio::sync::mpsc;
 
+use super::clock::Clock;
 use crate::{
     balance::{
         clients::Own,
@@ -29,6 +30,7 @@ struct Table {
 /// A client's place among them, for as long as it is here.
 #[derive(Debug)]
 pub(super) struct Place {
+    clock: Clock,
     clients: Arc<Clients>,
     seat: Seat,
 }
@@ -37,14 +39,14 @@ impl Clients {
     /// A client was welcomed. What it is to be told comes out of the receiver.
     pub(super) fn enter(
         self: &Arc<Self>,
-        now: Duration,
+        clock: Clock,
         moved: bool,
     ) -> (Place, mpsc::Receiver<GoAway>) {
         let (way, told) = mpsc::channel(1);
         let mut table = self.table();
-        let seat = table.roster.enter(now, moved);
+        let seat = table.roster.enter(clock.uptime(), moved);
         table.ways.insert(seat, way);
-        (Place { clients: Arc::clone(self), seat }, told)
+        (Place { clock, clients: Arc::clone(self), seat }, told)
     }
 
     /// How many there are.
@@ -77,7 +79,7 @@ impl Clients {
 impl Drop for Place {
     fn drop(&mut self) {
         let mut table = self.clients.table();
-        table.roster.leave(self.seat);
+        table.roster.leave(self.clock.uptime(), self.seat);
         table.ways.remove(&self.seat);
     }
 }

@@ -174,7 +174,7 @@ impl Client {
         // Kept until the end: dropping it would tell the client to stop.
         let _input = input;
         let place = (!self.is_node)
-            .then(|| self.shared.clients.enter(self.shared.engine.clock.uptime(), hello.moved));
+            .then(|| self.shared.clients.enter(self.shared.engine.clock, hello.moved));
         let (place, mut told) = place.unzip();
         loop {
             tokio::select! {

@@ -14,12 +14,12 @@ use std::{
 use dunlin::{
     cli::own_site::OwnSite,
     client::{Client, Position, Publisher, Record, Subscriber, TopicName, TopicRequest},
-    limits::{BALANCE_BAND_MIN, BALANCE_BAND_PERCENT},
+    limits::{BALANCE_BAND_MIN, BALANCE_BAND_PERCENT, BALANCE_DRAIN_MAX},
     types::NodeId,
     wire::BalancePlan,
 };
 use tokio::{
-    task::{JoinHandle, JoinSet},
+    task::JoinHandle,
     time::{Instant, interval, timeout},
 };
 
@@ -28,7 +28,8 @@ use super::text;
 // All clients of a test come from one address.
 const SETTINGS: &str = "[storage]\nshards = 6\nlow_space = '64MiB'\nballast = '0B'\n\
     [limits]\nhandshakes_per_address = 1000\n";
-const DEADLINE: Duration = Duration::from_secs(60);
+// A client that was moved stays for a minute.
+const DEADLINE: Duration = Duration::from_secs(90);
 
 async fn site(nodes: usize) -> OwnSite {
     OwnSite::of(Path::new(env!("CARGO_BIN_EXE_dunlin")), SETTINGS, nodes).await.unwrap()
@@ -158,6 +159,32 @@ impl Busy {
     }
 }
 
+/// Lets all end, and looks whether each read what it wrote. Gives the longest ack of each client around its move, and all acks of
+/// the others.
+async fn settle(
+    busy: Vec<Busy>,
+    moved_at: &BTreeMap<usize, Instant>,
+) -> (Vec<Duration>, Vec<Duration>) {
+    let (mut pauses, mut usual) = (Vec::new(), Vec::new());
+    for (nth, busy) in busy.into_iter().enumerate() {
+        let written = timeout(DEADLINE, busy.written).await.expect("acked").unwrap();
+        let read = timeout(DEADLINE, busy.read).await.expect("read").unwrap();
+        let all: Vec<String> = (0..written.len()).map(|n| n.to_string()).collect();
+        assert_eq!(read, all, "client {nth}: each record once, in order");
+        assert!(written.len() > 10, "client {nth} wrote {}", written.len());
+        let Some(at) = moved_at.get(&nth) else {
+            usual.extend(written.iter().map(|(_, took)| *took));
+            continue;
+        };
+        let near = Duration::from_millis(500);
+        let around = written.iter().filter(|(acked, _)| {
+            *acked + near > *at && acked.saturating_duration_since(*at) < near
+        });
+        pauses.push(around.map(|(_, took)| *took).max().unwrap());
+    }
+    (pauses, usual)
+}
+
 /// The longest of `times` but one in so many.
 fn but_one_in(times: &mut [Duration], part: usize) -> Duration {
     times.sort_unstable();
@@ -169,14 +196,18 @@ async fn a_client_that_is_moved_loses_nothing_doubles_nothing_and_sees_no_error(
     const CLIENTS: usize = 16;
     let site = site(2).await;
     let stop = Arc::new(AtomicBool::new(false));
-    let mut starting = JoinSet::new();
+    let mut busy = Vec::new();
     for nth in 0..CLIENTS {
-        // All know one node.
-        let client = Client::connect(site.nodes()[0].profile()).await.unwrap();
-        let stop = Arc::clone(&stop);
-        starting.spawn(async move { Busy::start(client, &format!("busy/{nth}"), &stop).await });
+        // All know one node, and the last three, who are asked first, go nowhere else.
+        let profile = site.nodes()[0].profile();
+        let builder = Client::builder(profile);
+        let builder = match nth < CLIENTS - 3 {
+            true => builder,
+            false => builder.server(profile.addresses[0].clone()),
+        };
+        let client = builder.connect().await.unwrap();
+        busy.push(Busy::start(client, &format!("busy/{nth}"), &stop).await);
     }
-    let busy = starting.join_all().await;
     let first = busy[0].client.welcome().await.unwrap().node_id;
     let mut moved_at = BTreeMap::new();
     let deadline = Instant::now() + DEADLINE;
@@ -194,24 +225,9 @@ async fn a_client_that_is_moved_loses_nothing_doubles_nothing_and_sees_no_error(
     let even = |plan: &BalancePlan| plan.nodes.iter().all(|node| node.clients == Some(8));
     until(&busy[0].client, "eight on each node", even).await;
     let moved = moved_at.len();
+    assert!(moved_at.keys().all(|nth| *nth < CLIENTS - 3), "{moved_at:?}");
     stop.store(true, Ordering::Relaxed);
-    let (mut pauses, mut usual) = (Vec::new(), Vec::new());
-    for (nth, busy) in busy.into_iter().enumerate() {
-        let written = timeout(DEADLINE, busy.written).await.expect("acked").unwrap();
-        let read = timeout(DEADLINE, busy.read).await.expect("read").unwrap();
-        let all: Vec<String> = (0..written.len()).map(|n| n.to_string()).collect();
-        assert_eq!(read, all, "client {nth}: each record once, in order");
-        assert!(written.len() > 100, "client {nth} wrote {}", written.len());
-        let Some(at) = moved_at.get(&nth) else {
-            usual.extend(written.iter().map(|(_, took)| *took));
-            continue;
-        };
-        let near = Duration::from_millis(500);
-        let around = written.iter().filter(|(acked, _)| {
-            *acked + near > *at && acked.saturating_duration_since(*at) < near
-        });
-        pauses.push(around.map(|(_, took)| *took).max().unwrap());
-    }
+    let (mut pauses, mut usual) = settle(busy, &moved_at).await;
     println!(
         "{moved} clients moved; longest ack around a move: {pauses:?}; acks of the others: p99 {:?}, longest {:?}",
         but_one_in(&mut usual, 100),
@@ -219,6 +235,37 @@ async fn a_client_that_is_moved_loses_nothing_doubles_nothing_and_sees_no_error(
     );
     // Debug builds on a shared machine: a move that waits for a timeout would take much longer.
     assert!(but_one_in(&mut pauses, usize::MAX) < Duration::from_secs(2), "{pauses:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn clients_of_a_node_that_is_drained_are_moved_and_come_back_when_it_is_not() {
+    const CLIENTS: usize = 12;
+    let site = site(2).await;
+    let stop = Arc::new(AtomicBool::new(false));
+    let admin = Client::connect(site.nodes()[1].profile()).await.unwrap();
+    let mut busy = Vec::new();
+    for nth in 0..CLIENTS {
+        let client = Client::connect(&site.profile()).await.unwrap();
+        busy.push(Busy::start(client, &format!("busy/{nth}"), &stop).await);
+    }
+    let all = CLIENTS as u64 + 1;
+    let has = |plan: &BalancePlan, first: u64| {
+        plan.nodes[0].clients == Some(first) && plan.nodes[1].clients == Some(all - first)
+    };
+    let first = admin.cluster().status().await.unwrap().nodes[0].id;
+    admin.cluster().set_node(first, None, Some(true)).await.unwrap();
+    let begun = Instant::now();
+    until(&admin, "drained", |plan| has(plan, 0) && plan.nodes[0].primaries == 0).await;
+    println!("drained after {:?}", begun.elapsed());
+    // Nobody had to be told: that comes later.
+    assert!(begun.elapsed() < BALANCE_DRAIN_MAX);
+    admin.cluster().set_node(first, None, Some(false)).await.unwrap();
+    until(&admin, "shared again", |plan| plan.nodes[0].weight == 100 && is_even(plan, all)).await;
+    stop.store(true, Ordering::Relaxed);
+    let (_, mut acks) = settle(busy, &BTreeMap::new()).await;
+    let longest = but_one_in(&mut acks, usize::MAX);
+    println!("acks: p99 {:?}, longest {longest:?}", but_one_in(&mut acks, 100));
+    assert!(longest < Duration::from_secs(3), "{longest:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

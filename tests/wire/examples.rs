@@ -74,6 +74,7 @@ fn examples() -> Examples {
     connection(&mut all);
     requests(&mut all);
     site(&mut all);
+    balancing(&mut all);
     joining(&mut all);
     publishing(&mut all);
     reading(&mut all);
@@ -226,6 +227,10 @@ fn site(all: &mut Examples) {
     let plan = RecoveryPlan { site: "plant".into(), shards: vec![stuck] };
     all.control("recovery-plan", FrameType::Answer, &Answer::RecoveryPlan(plan));
     all.control("scrub", FrameType::Request, &Request::Scrub { node: Some(NodeId(9)) });
+    all.control("remove-node", FrameType::Request, &Request::RemoveNode { node: NodeId(9) });
+}
+
+fn balancing(all: &mut Examples) {
     all.control("balance-plan", FrameType::Request, &Request::BalancePlan);
     let node = BalanceNode {
         id: NodeId(1),
@@ -248,7 +253,6 @@ fn site(all: &mut Examples) {
         primaries: vec![PrimaryMove { shard: 3, from, to, due: true }],
     };
     all.control("balance", FrameType::Answer, &Answer::BalancePlan(plan));
-    all.control("remove-node", FrameType::Request, &Request::RemoveNode { node: NodeId(9) });
 }
 
 fn joining(all: &mut Examples) {

@@ -12,35 +12,56 @@ fn node(node: u64, weight: u32, clients: u64) -> ClientNode {
 }
 
 fn own(here: u64) -> Own {
-    Own { here, leaving: 0, askable: here }
+    Own { here, leaving: 0, askable: here, left: 0 }
 }
 
-/// Nodes that hear each other at once, and clients that go where they are asked to.
+/// Nodes that hear each other at once or late, and clients that go where they are asked to.
 struct Site {
     nodes: Vec<ClientNode>,
     balances: Vec<ClientBalance>,
     now: Duration,
     moves: u64,
+    /// Rounds by which the latest report is late; others less.
+    late: usize,
+    /// All nodes in each round.
+    reports: Vec<Vec<ClientNode>>,
+    /// How many each asked in each round.
+    asked: Vec<Vec<u64>>,
 }
 
 impl Site {
     fn of(nodes: &[ClientNode]) -> Self {
         let balances = nodes.iter().map(|node| ClientBalance::new(node.node)).collect();
-        Self { nodes: nodes.to_vec(), balances, now: Duration::ZERO, moves: 0 }
+        let (nodes, now, reports) = (nodes.to_vec(), Duration::ZERO, Vec::new());
+        let asked = vec![Vec::new(); nodes.len()];
+        Self { nodes, balances, now, moves: 0, late: 0, reports, asked }
+    }
+
+    /// What a node knows of all: of itself the newest.
+    fn seen(&self, by: usize) -> Vec<ClientNode> {
+        let newest = self.reports.len() - 1;
+        let late = |at: usize| if at == by { 0 } else { (at + 3 * by) % (self.late + 1) };
+        let known = |at: usize| self.reports[newest.saturating_sub(late(at))][at];
+        (0..self.nodes.len()).map(known).collect()
     }
 
     /// One round of all nodes. Gives how many clients moved.
     fn round(&mut self) -> u64 {
         self.now += SECOND;
-        let seen = self.nodes.clone();
+        self.reports.push(self.nodes.clone());
         let mut moved = 0;
-        for (at, balance) in self.balances.iter_mut().enumerate() {
-            for candidates in balance.round(self.now, &seen, own(seen[at].clients), false) {
+        for at in 0..self.nodes.len() {
+            let seen = self.seen(at);
+            let left = self.asked[at].iter().rev().take(3).sum();
+            let own = Own { left, ..own(seen[at].clients) };
+            let before = moved;
+            for candidates in self.balances[at].round(self.now, &seen, own, false) {
                 let to = self.nodes.iter().position(|node| node.node == candidates[0]);
                 self.nodes[at].clients -= 1;
                 self.nodes[to.expect("a node of the site")].clients += 1;
                 moved += 1;
             }
+            self.asked[at].push(moved - before);
         }
         self.moves += moved;
         moved
@@ -51,7 +72,7 @@ impl Site {
         let mut last = 0;
         for round in 0..LONG {
             match self.round() {
-                0 if round > last + 10 => return last,
+                0 if round > last + 20 => return last,
                 0 => {}
                 _ => last = round,
             }
@@ -86,7 +107,7 @@ fn nothing_moves_before_it_was_uneven_for_a_while_unless_somebody_says_now() {
 fn those_on_their_way_count_as_gone_and_bound_how_many_more_are_asked() {
     let nodes = [node(1, 100, 50), node(2, 100, 0)];
     let ask = |leaving, askable| {
-        let own = Own { here: 50, leaving, askable };
+        let own = Own { here: 50, leaving, askable, left: 0 };
         ClientBalance::new(NodeId(1)).round(SECOND, &nodes, own, true).len()
     };
     assert_eq!((ask(0, 50), ask(3, 47), ask(4, 46)), (4, 1, 0));
@@ -113,6 +134,23 @@ fn a_node_of_weight_0_gives_all_up_and_a_site_without_others_keeps_them() {
     let mut site = Site::of(&[node(1, 0, 40), node(2, 0, 0)]);
     site.rest();
     assert_eq!((site.clients(), site.moves), (vec![40, 0], 0));
+}
+
+/// With them the node would be even; without them others go in their place, down to the same share.
+#[test]
+fn for_those_that_were_asked_and_stay_others_are_asked() {
+    let nodes = [node(1, 100, 16), node(2, 100, 0)];
+    let mut balance = ClientBalance::new(NodeId(1));
+    let mut round = |second: u32, leaving: u64, there: u64| {
+        let nodes = [nodes[0], node(2, 100, there)];
+        let own = Own { leaving, ..own(16 - there) };
+        balance.round(second * SECOND, &nodes, own, second == 1).len()
+    };
+    assert_eq!(round(1, 0, 0), 4);
+    // Three of them do not go.
+    assert_eq!((round(2, 3, 1), round(6, 3, 5)), (1, 0));
+    assert_eq!(round(11, 0, 5), 3, "within the band, and yet not done");
+    assert_eq!(round(20, 0, 8), 0);
 }
 
 /// The one that takes has less than its share by more than the band, those that give have more by less than it.
@@ -174,6 +212,21 @@ proptest! {
             let before: Vec<u64> = nodes.iter().map(|node| node.clients).collect();
             prop_assert_eq!(site.clients(), before);
         }
+    }
+
+    /// Reports of several rounds ago change neither that it ends nor, by much, what it takes.
+    #[test]
+    fn it_comes_to_rest_near_the_shares_also_when_reports_are_late(
+        nodes in nodes(),
+        late in 1..4_usize,
+    ) {
+        let total = nodes.iter().map(|node| node.clients).sum();
+        let needed: u64 = flows(&nodes).iter().map(|flow| flow.clients).sum();
+        let mut site = Site { late, ..Site::of(&nodes) };
+        site.rest();
+        prop_assert!(!Table::of(total, &site.nodes).uneven, "{:?}", site.nodes);
+        let slack = needed / 4 + BALANCE_BAND_MIN * nodes.len() as u64;
+        prop_assert!(site.moves <= needed + slack, "{} moves, {needed} needed", site.moves);
     }
 
     #[test]

@@ -17,7 +17,7 @@ use crate::{
 const NODES: usize = 200;
 const CLIENTS: usize = 100_000;
 /// Rounds by which a report may be late.
-const LATE_MAX: u64 = 4;
+const LATE_MAX: u64 = 3;
 /// Rounds that a client may take to move.
 const MOVE_MAX: u64 = 2;
 /// Of so many clients one does not listen.
@@ -108,7 +108,8 @@ impl World {
 
     fn stand(&mut self, client: usize) {
         let Client { at, seat, .. } = self.clients[client];
-        self.nodes[at].roster.leave(seat);
+        let now = self.now;
+        self.nodes[at].roster.leave(now, seat);
         self.nodes[at].seats.remove(&seat);
     }
 

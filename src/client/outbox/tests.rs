@@ -213,6 +213,38 @@ fn what_was_lost_is_sent_again_under_its_sequence_and_in_order() {
 }
 
 #[test]
+fn a_stream_that_is_left_carries_nothing_more_and_is_settled_once_all_is_answered() {
+    let mut bench = Bench::new(options());
+    bench.push("a");
+    assert_eq!(bench.sends().len(), 1);
+    bench.outbox.settle();
+    bench.push("b");
+    bench.pass(10);
+    assert_eq!(bench.sends(), []);
+    assert!(!bench.outbox.is_settled(), "a has no answer yet");
+    assert_eq!(bench.ack(0).len(), 1);
+    assert!(bench.outbox.is_settled());
+    bench.outbox.lost(&Obstacle::default());
+    bench.open();
+    assert_eq!(bench.sends(), [(START, 1, vec!["b".into()])]);
+    assert!(!bench.outbox.is_settled(), "the new stream stays");
+}
+
+#[test]
+fn what_a_stream_that_is_left_has_not_answered_is_sent_again_before_what_waited() {
+    let mut bench = Bench::new(options());
+    bench.push("a");
+    assert_eq!(bench.sends().len(), 1);
+    bench.outbox.settle();
+    bench.push("b");
+    bench.outbox.lost(&Obstacle::default());
+    bench.open();
+    bench.pass(10);
+    let again = [(START, 0, vec!["a".to_owned()]), (START, 1, vec!["b".into()])];
+    assert_eq!(bench.sends(), again);
+}
+
+#[test]
 fn records_behind_a_refused_one_go_on_under_a_new_producer() {
     let mut bench = Bench::new(OutboxOptions { batch_len: 1, ..options() });
     for value in ["a", "b", "c"] {
