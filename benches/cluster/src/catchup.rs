@@ -87,12 +87,14 @@ impl Catchup {
             }
         };
         let mut steady = self.steady(&site, &others, &topic, rate.max(1)).await?;
-        // What begins with the producers is not quiet.
-        sleep(Duration::from_secs(2)).await;
+        // What begins with the producers is not quiet, nor what is left of finding the rate.
+        sleep(Duration::from_secs(5)).await;
         steady.phases.forget(Phase::Quiet);
         steady.lasts(Duration::from_secs(self.quiet)).await?;
 
         steady.phases.enter(Phase::Away);
+        // What was due in the quiet is acked before the node goes.
+        steady.lasts(Duration::from_secs(1)).await?;
         site.kill(victim);
         let filling = Instant::now();
         fill(&site, &others, &topic, self.bytes).await?;

@@ -19,6 +19,7 @@ use crate::{
 };
 
 /// Who a producer is to the broker that it publishes to.
+#[expect(clippy::large_enum_variant, reason = "there is one at a time")]
 pub(crate) enum Producer {
     Dunlin(Publisher),
     Nats(async_nats::jetstream::Context),
