@@ -64,7 +64,7 @@ fn a_site_is_upgraded_a_node_at_a_time_and_never_back_behind_what_all_write() {
         }
         let logs = site.logs();
         assert!(logs.contains("speaks versions 1 to 1, and the site is at 2"), "{logs}");
-        site.serve_with(0, &["--speaks", "2..3"]);
+        site.serve_with(0, &["--speaks", "1..3"]);
         site.restart(0).await.unwrap();
         site.in_sync(PATIENCE).await.unwrap();
         assert_eq!(site.status().await.unwrap().level, 2);
