@@ -29,7 +29,7 @@ use crate::{
     cluster::{GroupError, MetaGroup},
     limits::{PROPOSALS_WAITING_MAX, RELAY_RETRY, TAIL_CACHE_BYTES_MAX},
     peer::{Links, Outgoing},
-    replication::{self, Alarm, Envelope, LogChange, ShardCommand},
+    replication::{self, Alarm, Envelope, LogChange, ShardCommand, ShardConfig},
     storage::{
         Change, CommitQueue, Recovered, RecoveredPartition, RecoveredShard, Reservation,
         STATE_PARTITION, Store,
@@ -231,7 +231,7 @@ impl Engine {
         let now = self.clock.uptime();
         for slot in &self.slots {
             self.with(slot.id, Reservation::FREE, |replica, view, out| {
-                if replica.config().replicas.len() <= 1 {
+                if is_alone(replica.config()) {
                     // Nobody to ask, and nobody to compare with.
                     return;
                 }
@@ -505,7 +505,7 @@ impl Engine {
     /// Takes note of an entry on its way to the disk.
     fn note(&self, slot: &Slot, core: &mut Core, entry: &Entry) {
         core.applied.append(entry);
-        if core.replica.config().replicas.len() > 1 {
+        if !is_alone(core.replica.config()) {
             core.recent.push(entry.clone());
         }
         self.remember(slot, entry);
@@ -644,6 +644,12 @@ impl Engine {
             tail.bytes -= len;
         }
     }
+}
+
+/// Whether a shard has one copy, and is to have no other. A node that gives its shard away is no replica any more, and still in
+/// the set.
+fn is_alone(config: &ShardConfig) -> bool {
+    config.replicas.len() <= 1 && config.set.len() <= 1
 }
 
 /// A refusal as the client is told. A partition that the metadata knows and its shard does not is being begun.

@@ -85,7 +85,7 @@ async fn undisturbed(mut site: Site, trouble: impl AsyncFnOnce(&mut Site, &Run))
 
 #[test]
 fn a_lossy_line_of_300_ms_there_and_back_deposes_nobody() {
-    let lasting = Duration::from_secs(number_from("DUNLIN_FAR_SECS").unwrap_or(20));
+    let lasting = Duration::from_secs(number_from("DUNLIN_FAR_SECS").unwrap_or(10));
     block_on(Network::wired(THREE.nodes()), async |network| {
         let site = Site::start(THREE, network).await;
         undisturbed(site, async |site, run| {
