@@ -3,7 +3,7 @@
 use std::{ops::RangeBounds, path::Path};
 
 use bytes::Bytes;
-use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
+use redb::{Database, Durability, ReadableDatabase, ReadableTable, TableDefinition};
 
 use super::{
     backend::Backend,
@@ -190,6 +190,19 @@ impl MetaStore {
         self.write(|txn| {
             txn.open_table(VALUES)?.insert(key, bytes)?;
             Ok(())
+        })
+    }
+
+    /// Sets a named value that may be lost: it is on the disk with the next change of anything else.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn put_soon(&self, key: &str, bytes: &[u8]) -> Result<(), StoreError> {
+        guarded(|| {
+            let mut txn = begin(&self.db)?;
+            txn.set_durability(Durability::None)?;
+            txn.open_table(VALUES)?.insert(key, bytes)?;
+            Ok(txn.commit()?)
         })
     }
 

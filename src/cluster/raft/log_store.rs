@@ -15,6 +15,7 @@ use super::{
 use crate::{storage::MetaStore, types::NodeId};
 
 const VOTE: &str = "vote";
+const COMMITTED: &str = "committed";
 
 /// The log of the group on this node.
 #[derive(Clone, Debug)]
@@ -90,6 +91,26 @@ impl RaftLogStorage<TypeConfig> for LogStore {
             Ok(Some(vote))
         };
         self.disk.run(ErrorSubject::Vote, ErrorVerb::Read, read).await
+    }
+
+    /// What is known to be committed is applied at a start before anybody is heard: a node must know where the others are
+    /// when it is the one that has to call them. It costs no flush, and may be a little behind.
+    async fn save_committed(&mut self, committed: Option<LogId>) -> Result<(), StorageError> {
+        let bytes = encode(&committed);
+        let write = move |store: &MetaStore| Ok(store.put_soon(COMMITTED, &bytes)?);
+        self.disk.run(ErrorSubject::Store, ErrorVerb::Write, write).await
+    }
+
+    async fn read_committed(&mut self) -> Result<Option<LogId>, StorageError> {
+        let read = |store: &MetaStore| match store.get(COMMITTED)? {
+            Some(bytes) => {
+                let committed = decode::<Option<LogId>>(&bytes)?;
+                let (_, last) = bounds(store)?;
+                Ok(committed.min(last))
+            }
+            None => Ok(None),
+        };
+        self.disk.run(ErrorSubject::Store, ErrorVerb::Read, read).await
     }
 
     async fn append<I>(

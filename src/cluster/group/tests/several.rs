@@ -294,3 +294,23 @@ async fn nobody_speaks_for_another_and_nobody_who_was_removed() {
     let answer = decode(&group.answer(ALL[2], Bytes::from_static(b"?")).await).expect("ours");
     assert!(matches!(answer, GroupAnswer::Refused(_)), "{answer:?}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_knows_the_others_before_it_hears_any_of_them() {
+    let mut world = World::three(TIMING).await;
+    let leader = world.leader(&ALL).await;
+    for n in 0..4 {
+        world.nodes[&leader].propose(create(n)).await.expect("a majority");
+    }
+    world.all_have(&ALL, 3).await;
+    for node in ALL {
+        world.stop(node).await;
+    }
+    world.cut(&ALL);
+    for node in ALL {
+        let group = world.start(node).await;
+        let known = group.read(|site| (site.site.is_some(), site.topics.len()));
+        // How far the last change is committed may not be on the disk yet.
+        assert!(known.0 && known.1 >= 3, "{node} knows {known:?}");
+    }
+}
