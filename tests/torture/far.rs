@@ -11,24 +11,16 @@ use tokio::{
 };
 
 use super::{
-    BUSY, THREE, TOPICS, block_on, connect,
+    PATIENT, THREE, TOPICS, block_on, connect,
     history::{
         checker::{History, check},
-        load::{Habit, Run},
+        load::Run,
     },
     network::Network,
     number_from, read_everywhere,
     site::{PATIENCE, Site},
     wire::Quality,
 };
-
-/// With all the time that they need: here it is the nodes that are tried.
-const PRODUCERS: &[Habit] = &[
-    Habit { topic: 0, ..BUSY },
-    Habit { topic: 1, ..BUSY },
-    Habit { topic: 2, ..BUSY },
-    Habit { topic: 2, waiting_max: 1, ..BUSY },
-];
 
 /// Who leads which shard since which epoch, and who holds it.
 async fn leads(site: &Site) -> Vec<String> {
@@ -60,10 +52,10 @@ async fn settled(site: &Site) {
 
 /// Load for as long as `trouble` takes; then everybody must lead what they led, and the history must hold.
 async fn undisturbed(mut site: Site, trouble: impl AsyncFnOnce(&mut Site, &Run)) {
-    let run = Arc::new(Run::new(TOPICS, PRODUCERS, PATIENCE));
+    let run = Arc::new(Run::new(TOPICS, PATIENT, PATIENCE));
     run.create_topics(&connect(&site).await.unwrap()).await;
     let mut producers = JoinSet::new();
-    for number in 0..PRODUCERS.len() {
+    for number in 0..PATIENT.len() {
         let client = connect(&site).await.unwrap();
         producers.spawn(run.producer(number, &client).await.work());
     }

@@ -61,6 +61,13 @@ const PRODUCERS: &[Habit] = &[
     // An impatient one, so that the history gets some whose fate is unknown.
     Habit { topic: 1, options: |builder| builder.deadline(Duration::from_millis(400)), ..BUSY },
 ];
+/// With all the time that they need: where applications must see no error.
+const PATIENT: &[Habit] = &[
+    Habit { topic: 0, ..BUSY },
+    Habit { topic: 1, ..BUSY },
+    Habit { topic: 2, ..BUSY },
+    Habit { topic: 2, waiting_max: 1, ..BUSY },
+];
 const BUSY: Habit = Habit {
     topic: 0,
     waiting_max: 200,

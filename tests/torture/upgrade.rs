@@ -11,34 +11,27 @@ use tokio::{
 };
 
 use super::{
-    BUSY, THREE, TOPICS, block_on, connect,
+    PATIENT, THREE, TOPICS, block_on, connect,
     history::{
         checker::{History, Outcome, check},
-        load::{Habit, Run},
+        load::Run,
     },
     network::Network,
     read_everywhere,
     site::{PATIENCE, Site},
 };
 
-const PRODUCERS: &[Habit] = &[
-    Habit { topic: 0, ..BUSY },
-    Habit { topic: 1, ..BUSY },
-    Habit { topic: 2, ..BUSY },
-    Habit { topic: 2, waiting_max: 1, ..BUSY },
-];
-
 #[test]
 fn a_site_is_upgraded_a_node_at_a_time_and_never_back_behind_what_all_write() {
     block_on(Network::Loopback, async |network| {
         let mut site = Site::start(THREE, network).await;
-        let run = Arc::new(Run::new(TOPICS, PRODUCERS, PATIENCE));
+        let run = Arc::new(Run::new(TOPICS, PATIENT, PATIENCE));
         run.create_topics(&connect(&site).await.unwrap()).await;
         let (mut producers, mut readers) = (JoinSet::new(), JoinSet::new());
         for number in 0..TOPICS.len() {
             readers.spawn(Arc::clone(&run).read_live(connect(&site).await.unwrap(), number));
         }
-        for number in 0..PRODUCERS.len() {
+        for number in 0..PATIENT.len() {
             let client = connect(&site).await.unwrap();
             producers.spawn(run.producer(number, &client).await.work());
         }
