@@ -31,6 +31,10 @@ pub(super) struct Follower {
     pub(super) removals: u32,
     /// It has less than it had said.
     pub(super) regressed: bool,
+    /// This primary has asked for it to leave the set, and has not seen it out.
+    pub(super) put_out: bool,
+    /// It has left the set by itself: this boot is about to stop, and is not asked back.
+    pub(super) left: bool,
     /// The last question of [`super::Primary::ask_barrier`] that this boot has answered.
     pub(super) barrier: u64,
 }
@@ -81,6 +85,8 @@ impl Follower {
             in_sync_since: None,
             removals: 0,
             regressed: false,
+            put_out: false,
+            left: false,
             barrier: 0,
         }
     }
@@ -91,6 +97,7 @@ impl Follower {
         self.restart();
         self.acked = Lsn(0);
         self.barrier = 0;
+        self.left = false;
     }
 
     /// Asks for its state anew.

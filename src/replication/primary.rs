@@ -200,6 +200,7 @@ impl<E: LogEntry> Primary<E> {
     ) -> bool {
         assert_eq!(config.epoch, self.config.epoch, "another epoch is another primary");
         self.now = now;
+        self.note_leavers(config);
         self.config.clone_from(config);
         self.know(boots, now);
         if self.has_started() {

@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use super::{
-    config::ShardChange,
+    config::{ShardChange, ShardConfig},
     entry::{LogEntry, LogView},
     follower::{Follower, Progress},
     mutant,
@@ -73,6 +73,7 @@ impl<E: LogEntry> Primary<E> {
             if let Some(follower) = self.followers.get_mut(&node) {
                 follower.removals += 1;
                 follower.in_sync_since = None;
+                follower.put_out = true;
             }
             if mutant!(ShrinkLocally) {
                 self.config.set.retain(|member| *member != node);
@@ -81,6 +82,17 @@ impl<E: LogEntry> Primary<E> {
         }
         let replica = self.candidate(now)?;
         Some(ShardChange::AddPending { expect_version, from, replica })
+    }
+
+    /// Takes note of who leaves the set by itself. To be called before `self.config` becomes `next`.
+    pub(super) fn note_leavers(&mut self, next: &ShardConfig) {
+        for node in self.config.required() {
+            if next.required().all(|required| required != node)
+                && let Some(follower) = self.followers.get_mut(&node)
+            {
+                follower.left = !std::mem::take(&mut follower.put_out);
+            }
+        }
     }
 
     /// A pending replica may be confirmed once it has, in its present boot, the start of this epoch and all that is
@@ -112,6 +124,7 @@ impl<E: LogEntry> Primary<E> {
         replicas
             .filter_map(|node| Some((*node, self.followers.get(node)?)))
             .filter(|(_, follower)| self.has_all(follower) && !is_dead(follower, now))
+            .filter(|(_, follower)| !follower.left)
             .find(|(_, follower)| {
                 let since = follower.in_sync_since;
                 // To keep pace it must have had the epoch's start, too.

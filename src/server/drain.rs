@@ -7,7 +7,7 @@ use tokio::time::{Instant, sleep_until};
 use super::{connection::Shared, engine::Engine, slot::Slot};
 use crate::{
     limits::{BALANCE_DRAIN_MAX, DRAIN_LOOK, GIVE_AWAY_MAX, LEAVE_MAX},
-    replication::{ShardChange, ShardCommand},
+    replication::{ShardChange, ShardCommand, ShardConfig},
     storage::Reservation,
     types::NodeId,
 };
@@ -55,6 +55,7 @@ pub(super) async fn give_away(shared: &Shared) {
         return;
     }
     shared.draining.store(true, Ordering::Relaxed);
+    engine.set_leaving();
     hand_over_all(engine).await;
     leave_sets(engine).await;
 }
@@ -95,12 +96,12 @@ pub(super) fn hand_over(engine: &Engine, slot: &Slot) -> bool {
 
 /// Leaves the commit sets that can do without this node.
 async fn leave_sets(engine: &Engine) {
+    let waiting = |config: &ShardConfig| config.pending.contains(&engine.me);
     let mine = |slot: &Slot| {
         let core = slot.lock();
         let config = core.replica.config();
         config.primary != Some(engine.me)
-            && config.set.contains(&engine.me.node)
-            && config.can_shrink()
+            && (waiting(config) || config.set.contains(&engine.me.node) && config.can_shrink())
     };
     let deadline = Instant::now() + LEAVE_MAX;
     let mut asked = vec![None; engine.slots.len()];

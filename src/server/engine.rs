@@ -31,8 +31,8 @@ use crate::{
     peer::{Links, Outgoing},
     replication::{self, Alarm, Envelope, LogChange, ShardCommand, ShardConfig},
     storage::{
-        Change, CommitQueue, Recovered, RecoveredPartition, RecoveredShard, Reservation,
-        STATE_PARTITION, Store,
+        CommitQueue, Recovered, RecoveredPartition, RecoveredShard, Reservation, STATE_PARTITION,
+        Store,
     },
     types::{Boot, Lsn, Offset, PartitionId, ShardId, Timestamp},
     wire::{Code, Entry, EntryKind, Fault, Retry},
@@ -58,6 +58,8 @@ pub(super) struct Engine {
     disk_low: AtomicBool,
     /// No majority of the site's voters is heard.
     isolated: AtomicBool,
+    /// The node is about to stop.
+    leaving: AtomicBool,
     /// Held while what the metadata says is taken over: table and shards change together.
     pub(super) topic_change: Mutex<()>,
     newest_record: Timestamp,
@@ -171,6 +173,7 @@ impl Engine {
             dropped: Mutex::default(),
             disk_low: AtomicBool::new(false),
             isolated: AtomicBool::new(false),
+            leaving: AtomicBool::new(false),
             topic_change: Mutex::default(),
             newest_record,
             proposals,
@@ -221,7 +224,12 @@ impl Engine {
             return;
         }
         let now = self.clock.uptime();
+        let leaving = self.leaving.load(Ordering::Relaxed);
         self.with(envelope.shard, Reservation::FREE, |replica, view, out| {
+            // Who answers is taken into the set again, and then waited for.
+            if leaving && replica.config().required().all(|node| node != self.me.node) {
+                return;
+            }
             replica.message(envelope, now, view, out);
         });
     }
@@ -272,6 +280,11 @@ impl Engine {
 
     pub(super) fn set_isolated(&self, isolated: bool) {
         self.isolated.store(isolated, Ordering::Relaxed);
+    }
+
+    /// From now on this node stays out of the commit sets that it is not in.
+    pub(super) fn set_leaving(&self) {
+        self.leaving.store(true, Ordering::Relaxed);
     }
 
     pub(super) fn set_disk_low(&self, low: bool) {
@@ -418,7 +431,7 @@ impl Engine {
             Asked::Change(change) => {
                 self.note_change(slot, core, &change);
                 // A closed log takes nothing; the core waits for it in vain, as the node stops.
-                let _ = self.queue.push_change(shard, stored_change(change));
+                let _ = self.queue.push_change(shard, recovery::change(change));
             }
             Asked::Committed(end) => self.queue.note_committed(shard, end),
             Asked::Send { to, epoch, body } => {
@@ -667,30 +680,4 @@ fn refusal(slot: &Slot, reject: &Reject) -> Fault {
 /// A moment, in which another node takes over.
 pub(super) fn soon() -> Retry {
     Retry::After(u32::try_from(RELAY_RETRY.as_millis()).unwrap_or(u32::MAX))
-}
-
-/// A change of a log in the words of the store.
-fn stored_change(change: LogChange<Entry>) -> Change {
-    let point = |end: replication::LogEnd| crate::storage::LogPoint {
-        lsn: end.lsn,
-        epoch: end.epoch,
-        chain: end.chain,
-    };
-    match change {
-        LogChange::Promise(epoch) => Change::Promise(epoch),
-        LogChange::Truncate(end) => Change::Truncate(end),
-        LogChange::InstallBegin(base) => Change::InstallBegin { base: point(base) },
-        LogChange::Forget => Change::Forget,
-        LogChange::InstallChunk(chunk) => Change::InstallChunk {
-            entries: chunk.entries,
-            state: chunk
-                .state
-                .into_iter()
-                .map(|r| (r.kind, r.key.into(), r.value.into()))
-                .collect(),
-        },
-        LogChange::InstallEnd { base, history } => {
-            Change::InstallEnd { base: point(base), epochs: history.starts().collect() }
-        }
-    }
 }

@@ -1,18 +1,41 @@
-//! Between the words of the store and those of the core: what is found at open, and what a checkpoint takes.
+//! Between the words of the store and those of the core: what is found at open, what changes, and what a checkpoint takes.
 
 use bytes::{BufMut, Bytes, BytesMut};
 
 use super::engine::EngineError;
 use crate::{
     broker::{Checkpoint, Recovery},
-    replication::{EpochHistory, LogEnd, Stored},
-    storage::{RecoveredShard, ShardCheckpoint},
+    replication::{EpochHistory, LogChange, LogEnd, Stored},
+    storage::{Change, LogPoint, RecoveredShard, ShardCheckpoint},
     types::{Offset, PartitionId, ProducerId, ShardId, Timestamp},
+    wire::Entry,
 };
 
 /// Kind of the state rows that hold producers.
 const STATE_PRODUCER: u8 = 1;
 const STATE_PRODUCER_KEY_LEN: usize = 28;
+
+/// A change of a log in the words of the store.
+pub(super) fn change(change: LogChange<Entry>) -> Change {
+    let point = |end: LogEnd| LogPoint { lsn: end.lsn, epoch: end.epoch, chain: end.chain };
+    match change {
+        LogChange::Promise(epoch) => Change::Promise(epoch),
+        LogChange::Truncate(end) => Change::Truncate(end),
+        LogChange::InstallBegin(base) => Change::InstallBegin { base: point(base) },
+        LogChange::Forget => Change::Forget,
+        LogChange::InstallChunk(chunk) => Change::InstallChunk {
+            entries: chunk.entries,
+            state: chunk
+                .state
+                .into_iter()
+                .map(|r| (r.kind, r.key.into(), r.value.into()))
+                .collect(),
+        },
+        LogChange::InstallEnd { base, history } => {
+            Change::InstallEnd { base: point(base), epochs: history.starts().collect() }
+        }
+    }
+}
 
 /// A shard's checkpoint as the store takes it.
 pub(super) fn checkpoint(shard: ShardId, checkpoint: Checkpoint) -> ShardCheckpoint {

@@ -230,6 +230,40 @@ fn a_replica_that_keeps_pace_comes_in_and_is_confirmed_with_the_epochs_start() {
 }
 
 #[test]
+fn who_leaves_by_itself_is_asked_back_in_its_next_boot() {
+    let added = |changes: &[ShardChange]| {
+        let added = |change: &ShardChange| match change {
+            ShardChange::AddPending { replica, .. } => Some(*replica),
+            _ => None,
+        };
+        changes.iter().find_map(added)
+    };
+    for set in [vec![1, 3], vec![1]] {
+        // As a member, or while it is pending.
+        let pending = if set.contains(&3) { vec![] } else { vec![3] };
+        let mut world = World::new(&set, &pending, 1);
+        world.sync();
+        world.follow(3, &[1, 1, 1, 1, 1, 2, 2, 2, 3, 3], 12);
+        let mut config = world.primary.config().clone();
+        let replica = boot(3, 3);
+        let leave = ShardChange::Leave { expect_version: config.version, replica };
+        config.apply(leave, &boots()).unwrap();
+        world.primary.configure(&config, &boots(), SECOND, &mut world.out);
+        for late in 0..20 {
+            let now = SECOND + REPLICA_RETRY * late;
+            world.hear_boot(replica, Body::Durable(Lsn(12)), now);
+            assert_eq!(added(&world.proposed(now)), None, "it is about to stop");
+        }
+        let boots = [(1, 1), (2, 2), (3, 8)].map(|(n, i)| (NodeId(n), Incarnation(i))).into();
+        world.primary.configure(&config, &boots, SECOND * 8, &mut world.out);
+        for body in [state(&[1, 1, 1, 1, 1, 2, 2, 2, 3, 3]), Body::Durable(Lsn(12))] {
+            world.hear_boot(boot(3, 8), body, SECOND * 8);
+        }
+        assert_eq!(added(&world.proposed(SECOND * 8 + REPLICA_RETRY)), Some(boot(3, 8)));
+    }
+}
+
+#[test]
 fn a_hand_over_waits_for_the_other_and_gives_up_in_time() {
     let mut world = World::new(&[1, 2], &[], 1);
     world.sync();
