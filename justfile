@@ -35,7 +35,7 @@ kills n="50":
     DUNLIN_KILLS={{ n }} cargo test --test main kills:: -- --nocapture
 
 # Sites of several processes under load and faults, so many seeds of so many seconds each; with root they get networks and disks
-# that fail. `just torture 60 1 17` repeats seed 17; `DUNLIN_TORTURE_FAULTS=kill,pause` names the kinds, `DUNLIN_TORTURE_KEEP=1`
+# that fail; with Debian's package faketime, clocks that are years off. `just torture 60 1 17` repeats seed 17; `DUNLIN_TORTURE_FAULTS=kill,pause` names the kinds, `DUNLIN_TORTURE_KEEP=1`
 # keeps the files of a run that failed.
 torture secs="60" seeds="5" seed="":
     DUNLIN_TORTURE_SECS={{ secs }} DUNLIN_TORTURE_SEEDS={{ seeds }} DUNLIN_SEED={{ seed }} \
@@ -43,6 +43,7 @@ torture secs="60" seeds="5" seed="":
 
 # The nodes are the optimised program, or what `DUNLIN_PROGRAM` names; the tests around them need no optimising.
 # How long clients wait when a node is killed, cut off, stopped or drained, by this many trials of each kind.
+# `DUNLIN_FAILOVER_KINDS=primarystopped` measures that alone.
 failover trials="20":
     #!/usr/bin/env bash
     set -euo pipefail

@@ -6,7 +6,15 @@ use dunlin::client::{Client, ClusterStatus};
 use rand::{RngExt as _, rngs::StdRng, seq::IndexedRandom as _};
 use tokio::time::sleep;
 
-use super::site::{PATIENCE, Site};
+use super::{
+    clock, failover,
+    network::Network,
+    site::{PATIENCE, Site},
+    wire::Quality,
+};
+
+/// How far clocks are stepped.
+const YEARS: [i32; 4] = [-5, -1, 1, 5];
 
 /// A node by what it is when the fault comes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,6 +46,8 @@ pub(crate) enum Fault {
     CutPair,
     /// Each fifth frame is lost.
     Loss,
+    /// Each fifth datagram is lost, and what comes takes 50 ms.
+    BadLines,
     /// No byte is free on the disk of a node.
     FullDisk(Who),
     /// All nodes at once by `kill -9`.
@@ -46,6 +56,10 @@ pub(crate) enum Fault {
     Rolling,
     /// A node gives all away, and may have it back.
     Drain(Who),
+    /// A new node joins, and is taken out for ever.
+    Join,
+    /// The wall clock of a node is years off.
+    Clock(Who),
 }
 
 impl Fault {
@@ -56,10 +70,10 @@ impl Fault {
     }
 
     /// Those that a site can be put through.
-    pub(crate) fn all(has_switch: bool, has_disks: bool) -> Vec<Self> {
+    pub(crate) fn all(network: &Network) -> Vec<Self> {
         use Fault::{
-            CutPair, CutPrimary, Drain, FullDisk, Isolate, Kill, KillAll, Loss, Pause, Rolling,
-            Stop, Unplug,
+            BadLines, Clock, CutPair, CutPrimary, Drain, FullDisk, Isolate, Join, Kill, KillAll,
+            Loss, Pause, Rolling, Stop, Unplug,
         };
         use Who::{Backup, Controller, Primary, Random};
         let mut all = vec![
@@ -73,19 +87,25 @@ impl Fault {
             KillAll,
             Rolling,
             Drain(Random),
+            Join,
         ];
-        if has_switch {
-            all.extend([
+        match network {
+            Network::Loopback => {}
+            Network::Wired(_) => all.push(BadLines),
+            Network::Switch(_) => all.extend([
                 Isolate(Random),
                 Isolate(Primary),
                 Unplug(Random),
                 CutPrimary,
                 CutPair,
                 Loss,
-            ]);
+                // Who may make a switch may mount a disk.
+                FullDisk(Backup),
+                FullDisk(Primary),
+            ]),
         }
-        if has_disks {
-            all.extend([FullDisk(Backup), FullDisk(Primary)]);
+        if clock::is_there() {
+            all.extend([Clock(Primary), Clock(Controller), Clock(Random)]);
         }
         all
     }
@@ -120,6 +140,8 @@ impl Round {
         if !first.stands_alone() && rng.random_range(0..3) == 0 {
             faults.extend(all.choose(rng).filter(|f| **f != first && !f.stands_alone()));
         }
+        // Nobody joins a site that is not whole; what comes next meets a node that has just come.
+        faults.sort_by_key(|fault| *fault != Fault::Join);
         Self::of(faults, rng)
     }
 
@@ -150,6 +172,8 @@ pub(crate) struct Damage {
     unplugged: Vec<usize>,
     full: Vec<usize>,
     draining: Vec<usize>,
+    clocks: Vec<usize>,
+    joined: Option<usize>,
     is_cut: bool,
 }
 
@@ -186,7 +210,8 @@ impl Damage {
             | Fault::Unplug(_)
             | Fault::CutPrimary
             | Fault::CutPair
-            | Fault::Loss => self.cut(site, fault, draw).await,
+            | Fault::Loss
+            | Fault::BadLines => self.cut(site, fault, draw).await,
             Fault::FullDisk(who) => {
                 let node = find(site, who, draw).await?.filter(|node| site.has_own_disk(*node));
                 let Some(node) = node.filter(|node| !self.full.contains(node)) else {
@@ -203,20 +228,24 @@ impl Damage {
                 }
                 Ok("killed all".into())
             }
-            Fault::Rolling => {
-                let mut took = Vec::new();
-                for node in site.nodes() {
-                    took.push(site.stop(node).await?);
-                    site.restart(node).await?;
-                    site.in_sync(PATIENCE).await?;
-                }
-                Ok(format!("restarted all, stops took {took:?}"))
-            }
+            Fault::Rolling => rolling(site).await,
             Fault::Drain(who) => {
                 let Some(node) = find(site, who, draw).await? else { return none(fault) };
                 set_draining(site, node, true).await?;
                 self.draining.push(node);
                 Ok(done("drained", site, node))
+            }
+            Fault::Join => {
+                let node = site.add().await?;
+                self.joined = Some(node);
+                Ok(done("joined", site, node))
+            }
+            Fault::Clock(who) => {
+                let Some(node) = find(site, who, draw).await? else { return none(fault) };
+                let years = YEARS[(draw >> 8) % YEARS.len()];
+                clock::step(site.dir_of(node), years);
+                self.clocks.push(node);
+                Ok(format!("stepped the clock of {} by {years} years", site.name(node)))
             }
         }
     }
@@ -257,6 +286,13 @@ impl Damage {
                 self.is_cut = true;
                 Ok("lost each fifth frame".into())
             }
+            Fault::BadLines => {
+                let wires = site.network.wires().ok_or("no wires")?;
+                let delay = Duration::from_millis(50);
+                wires.set(Quality { lost: 200, delay, jitter: Duration::from_millis(5) });
+                self.is_cut = true;
+                Ok("lost each fifth datagram, 50 ms late".into())
+            }
             other => Err(format!("{} is no fault of the network", other.kind())),
         }
     }
@@ -275,7 +311,10 @@ impl Damage {
             site.network.switch().ok_or("no switch")?.plug(*node, "up")?;
         }
         if self.is_cut {
-            site.network.switch().ok_or("no switch")?.heal()?;
+            site.network.heal()?;
+        }
+        for node in &self.clocks {
+            clock::step(site.dir_of(*node), 0);
         }
         for node in &self.paused {
             site.unpause(*node);
@@ -293,8 +332,23 @@ impl Damage {
         if !ended.is_empty() {
             return Err(ended.join(", "));
         }
+        site.in_sync(PATIENCE).await?;
+        let Some(joined) = self.joined else { return Ok(()) };
+        set_draining(site, joined, true).await?;
+        failover::holds_nothing(site, joined).await;
+        site.remove(joined)?;
         site.in_sync(PATIENCE).await
     }
+}
+
+async fn rolling(site: &mut Site) -> Result<String, String> {
+    let mut took = Vec::new();
+    for node in site.nodes() {
+        took.push(site.stop(node).await?);
+        site.restart(node).await?;
+        site.in_sync(PATIENCE).await?;
+    }
+    Ok(format!("restarted all, stops took {took:?}"))
 }
 
 fn none(fault: Fault) -> Result<String, String> {

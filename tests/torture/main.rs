@@ -18,6 +18,7 @@
 #[path = "../history/mod.rs"]
 mod history;
 
+mod clock;
 mod discovery;
 mod failover;
 mod far;
@@ -283,12 +284,16 @@ fn wanted(all: Vec<Fault>) -> Vec<Fault> {
     wanted
 }
 
-/// A site with small disks.
+/// A site that can be put through all that its network allows: with clocks of its own, and with small disks.
 async fn site(shape: Shape, network: Network) -> Site {
     let mut site = Site::start(shape, network).await;
-    for number in 0..shape.data {
+    site.own_clocks();
+    for number in site.nodes() {
         site.stop(number).await.unwrap();
-        site.own_disk(number, DISK_MIB).unwrap();
+        // Without root there are no disks to fill.
+        if matches!(site.network, Network::Switch(_)) && number < shape.data {
+            site.own_disk(number, DISK_MIB).unwrap();
+        }
         site.restart(number).await.unwrap();
     }
     site.in_sync(PATIENCE).await.unwrap();
@@ -360,15 +365,16 @@ fn torture_for_long() {
     let shapes = [THREE, TWO_AND_A_WITNESS, THREE, FIVE];
     for seed in (first..).take(seeds()) {
         let shape = &shapes[usize::try_from(seed).unwrap() % shapes.len()];
-        let network = switched(*shape);
-        let faults = wanted(Fault::all(network.is_some(), network.is_some()));
+        // A host more for one that joins.
+        let hosts = shape.nodes() + 1;
+        let network = match seed % 3 {
+            0 => Network::wired(hosts),
+            _ => switched_hosts(hosts).unwrap_or(Network::Loopback),
+        };
+        let faults = wanted(Fault::all(&network));
         let plan = Plan { seed, given: vec![], drawn: faults, time: Duration::from_secs(secs) };
-        block_on(network.unwrap_or(Network::Loopback), async |network| {
-            let site = match network {
-                // Without root there are no disks to fill either.
-                Network::Loopback | Network::Wired(_) => Site::start(*shape, network).await,
-                Network::Switch(_) => site(*shape, network).await,
-            };
+        block_on(network, async |network| {
+            let site = site(*shape, network).await;
             torture(site, &plan).await
         });
     }
@@ -382,6 +388,9 @@ fn failover_times() {
     let has_cables = network.is_some();
     let mut trials = failover::Trial::ALL.to_vec();
     trials.retain(|trial| has_cables || *trial != failover::Trial::PrimaryUnplugged);
+    let kinds = env::var("DUNLIN_FAILOVER_KINDS").unwrap_or_default();
+    trials.retain(|trial| kinds.split(',').any(|kind| trial.kind().starts_with(kind.trim())));
+    assert!(!trials.is_empty(), "no trial is called like one of '{kinds}'");
     block_on(network.unwrap_or(Network::Loopback), async |network| {
         let site = Site::start(failover::SHAPE, network).await;
         failover::measure(site, &trials, usize::try_from(count).unwrap()).await;

@@ -11,7 +11,7 @@ use std::{
 
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
-use super::wire::Wires;
+use super::wire::{Quality, Wires};
 
 /// Number of the host that clients live on.
 const CLIENTS: usize = 99;
@@ -53,7 +53,7 @@ impl Network {
     }
 
     /// Where others find a host, if not at its own address.
-    pub(crate) fn advertised(&self, host: usize) -> Option<Ipv4Addr> {
+    fn advertised(&self, host: usize) -> Option<Ipv4Addr> {
         matches!(self, Self::Wired(_)).then(|| loopback(host + WIRED))
     }
 
@@ -62,6 +62,12 @@ impl Network {
             Self::Wired(wires) => Some(wires),
             Self::Loopback | Self::Switch(_) => None,
         }
+    }
+
+    /// Where others find a node.
+    pub(crate) fn found_at(&self, host: usize) -> String {
+        let address = self.advertised(host).unwrap_or_else(|| self.address(host));
+        format!("{address}:{PORT}")
     }
 
     pub(crate) fn address(&self, host: usize) -> Ipv4Addr {
@@ -90,6 +96,16 @@ impl Network {
             let file = File::open(format!("/run/netns/{}", switch.host(CLIENTS))).unwrap();
             move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network)).unwrap();
         }
+    }
+
+    /// All cuts and losses end.
+    pub(crate) fn heal(&mut self) -> Result<(), String> {
+        match self {
+            Self::Loopback => {}
+            Self::Wired(wires) => wires.set(Quality::default()),
+            Self::Switch(switch) => switch.heal()?,
+        }
+        Ok(())
     }
 
     pub(crate) fn switch(&mut self) -> Option<&mut Switch> {
@@ -147,8 +163,7 @@ impl Switch {
         run("ip", &["-n", &self.middle(), "link", "set", &format!("p{host}"), state]).map(drop)
     }
 
-    /// All cuts and losses end.
-    pub(crate) fn heal(&mut self) -> Result<(), String> {
+    fn heal(&mut self) -> Result<(), String> {
         self.rules.clear();
         self.apply()
     }

@@ -14,7 +14,10 @@ use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 use tokio::time::{Instant, sleep, timeout};
 
-use super::network::{Network, PORT, run};
+use super::{
+    clock,
+    network::{Network, PORT, run},
+};
 
 /// How many nodes a site has, and of what kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,6 +40,10 @@ pub(crate) struct Site {
     pub(crate) shape: Shape,
     nodes: Vec<Node>,
     profile: Profile,
+    /// Nodes that have joined after the start.
+    added: u32,
+    /// Whether the clocks of the nodes can be stepped.
+    own_clocks: bool,
     // Dropped last: the others have their files there.
     dir: TempDir,
 }
@@ -52,38 +59,40 @@ struct Node {
     more: Vec<String>,
 }
 
+impl Node {
+    /// Writes down what it is to be.
+    fn new(name: String, number: usize, site: &Path, shape: Shape, network: &Network) -> Self {
+        let dir = site.join(&name);
+        fs::create_dir(&dir).unwrap();
+        let (address, found_at) = (network.address(number), network.found_at(number));
+        let data = dir.join("data").display().to_string();
+        let level = env::var("DUNLIN_TORTURE_LOG").unwrap_or_else(|_| "info".into());
+        let text = format!(
+            "[node]\nname = '{name}'\ndata_dir = '{data}'\n[listen]\naddress = '{address}:{PORT}'\n\
+             advertise = ['{found_at}']\nhttp = 'off'\n\
+             [storage]\nshards = {}\nlow_space = '16MiB'\nballast = '8MiB'\n\
+             [log]\nlevel = '{level}'\nformat = 'text'\n",
+            shape.shards
+        );
+        fs::write(dir.join("dunlin.toml"), text).unwrap();
+        let (child, more) = (None, Vec::new());
+        Self { name, dir, child, is_paused: false, has_own_disk: false, more }
+    }
+}
+
 impl Site {
     /// Makes and starts a site: the founder by `init`, the others by `invite` and `join`. Returns once all shards are where
     /// they should be.
     pub(crate) async fn start(shape: Shape, network: Network) -> Self {
         let dir = tempfile::Builder::new().prefix("dunlin-torture-").tempdir().unwrap();
-        let node = |number: usize| Node {
-            name: format!("n{number}"),
-            dir: dir.path().join(format!("n{number}")),
-            child: None,
-            is_paused: false,
-            has_own_disk: false,
-            more: Vec::new(),
-        };
-        let nodes: Vec<Node> = (0..shape.nodes()).map(node).collect();
-        let admin = dir.path().join("admin.toml");
-        let found_at = |n| network.advertised(n).unwrap_or(network.address(n));
+        let names = (0..shape.nodes()).map(|number| format!("n{number}"));
+        let nodes: Vec<Node> = names
+            .enumerate()
+            .map(|(number, name)| Node::new(name, number, dir.path(), shape, &network))
+            .collect();
+        let admin = dir.path().join(ADMIN);
         let addresses: Vec<String> =
-            (0..nodes.len()).map(|n| format!("{}:{PORT}", found_at(n))).collect();
-        for (number, (node, found_at)) in nodes.iter().zip(&addresses).enumerate() {
-            let address = format!("{}:{PORT}", network.address(number));
-            fs::create_dir(&node.dir).unwrap();
-            let data = node.dir.join("data").display().to_string();
-            let level = env::var("DUNLIN_TORTURE_LOG").unwrap_or_else(|_| "info".into());
-            let text = format!(
-                "[node]\nname = '{}'\ndata_dir = '{data}'\n[listen]\naddress = '{address}'\n\
-                 advertise = ['{found_at}']\nhttp = 'off'\n\
-                 [storage]\nshards = {}\nlow_space = '16MiB'\nballast = '8MiB'\n\
-                 [log]\nlevel = '{level}'\nformat = 'text'\n",
-                node.name, shape.shards
-            );
-            fs::write(node.dir.join("dunlin.toml"), text).unwrap();
-        }
+            (0..nodes.len()).map(|number| network.found_at(number)).collect();
         let mut init = Command::new(program());
         init.args(["init", "--site", "torture", "--config"]).arg(nodes[0].dir.join("dunlin.toml"));
         init.arg("--admin-profile").arg(&admin);
@@ -92,24 +101,60 @@ impl Site {
         }
         succeeds(&mut init, "");
         let profile = Profile::load(&admin).unwrap();
-        let mut site = Self { network, shape, nodes, profile, dir };
+        let (added, own_clocks) = (0, false);
+        let mut site = Self { network, shape, nodes, profile, added, own_clocks, dir };
         site.restart(0).await.unwrap();
         for number in 1..shape.nodes() {
-            site.join(number, &admin);
+            let role = if number < shape.data { "data" } else { "witness" };
+            site.join(number, role).unwrap();
             site.restart(number).await.unwrap();
         }
         site.in_sync(PATIENCE).await.unwrap();
         site
     }
 
-    fn join(&self, number: usize, admin: &Path) {
-        let role = if number < self.shape.data { "data" } else { "witness" };
+    fn join(&self, number: usize, role: &str) -> Result<(), String> {
         let mut invite = Command::new(program());
-        invite.arg("invite").args(["--role", role]).arg("--profile").arg(admin);
-        let token = succeeds(&mut invite, "");
+        invite.args(["invite", "--role", role, "--profile"]).arg(self.dir.path().join(ADMIN));
+        let token = output(&mut invite, "")?;
         let mut join = self.network.command(number, program());
         join.args(["join", "-", "--config"]).arg(self.nodes[number].dir.join("dunlin.toml"));
-        succeeds(&mut join, &token);
+        output(&mut join, &token).map(drop)
+    }
+
+    /// One data node more, which serves. The network must have a host for it.
+    pub(crate) async fn add(&mut self) -> Result<usize, String> {
+        let number = self.nodes.len();
+        // One that was removed does not come back: each has a name and a disk of its own.
+        self.added += 1;
+        let name = format!("x{}", self.added);
+        self.nodes.push(Node::new(name, number, self.dir.path(), self.shape, &self.network));
+        self.profile.addresses.push(self.network.found_at(number).parse().unwrap());
+        self.join(number, "data")?;
+        self.restart(number).await?;
+        Ok(number)
+    }
+
+    /// Takes the node out that came last, which holds nothing any more.
+    pub(crate) fn remove(&mut self, number: usize) -> Result<(), String> {
+        assert_eq!(number + 1, self.nodes.len(), "the others keep their numbers");
+        let mut remove = Command::new(program());
+        remove.args(["cluster", "remove", self.name(number), "--profile"]);
+        output(remove.arg(self.dir.path().join(ADMIN)), "")?;
+        self.kill(number);
+        self.nodes.pop();
+        self.profile.addresses.pop();
+        Ok(())
+    }
+
+    /// From their next start on the clocks of the nodes can be stepped.
+    pub(crate) fn own_clocks(&mut self) {
+        self.own_clocks = true;
+    }
+
+    /// Where a node's files are.
+    pub(crate) fn dir_of(&self, number: usize) -> &Path {
+        &self.nodes[number].dir
     }
 
     pub(crate) fn nodes(&self) -> std::ops::Range<usize> {
@@ -162,6 +207,9 @@ impl Site {
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(log);
+        if self.own_clocks {
+            clock::give(&mut command, self.dir_of(number));
+        }
         self.nodes[number].child = Some(command.spawn().unwrap());
     }
 
@@ -401,14 +449,20 @@ impl Drop for Site {
 }
 
 pub(crate) fn succeeds(command: &mut Command, input: &str) -> String {
+    output(command, input).unwrap()
+}
+
+/// What a command says, or its complaint.
+fn output(command: &mut Command, input: &str) -> Result<String, String> {
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().unwrap();
     // One that needs no input may have ended.
     let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
     let output = child.wait_with_output().unwrap();
-    let complaint = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{command:?}: {complaint}");
-    String::from_utf8(output.stdout).unwrap()
+    if output.status.success() {
+        return Ok(String::from_utf8(output.stdout).unwrap());
+    }
+    Err(format!("{command:?}: {}", String::from_utf8_lossy(&output.stderr)))
 }
 
 /// The program of the nodes: what `DUNLIN_PROGRAM` names, so that times are those of an optimised one while the tests are
@@ -430,6 +484,8 @@ pub(crate) fn program() -> &'static str {
 const REPLICATION_FACTOR: usize = 3;
 /// How long a site may take for anything.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+/// The profile of whoever runs the site.
+const ADMIN: &str = "admin.toml";
 const STOP_MAX: Duration = Duration::from_secs(20);
 const ASK_MAX: Duration = Duration::from_secs(2);
 const LOOK_EVERY: Duration = Duration::from_millis(10);
