@@ -28,6 +28,7 @@ mod pub_;
 mod recover;
 mod remote;
 mod replace;
+mod runtime;
 mod serve;
 mod sub;
 mod topic;

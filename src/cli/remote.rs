@@ -3,6 +3,7 @@
 use super::{
     Global,
     exit::{Exit, Failure},
+    runtime,
 };
 use crate::{
     client::{Client, ConnectError, PublishError, RequestError, SubscribeError},
@@ -11,9 +12,7 @@ use crate::{
 
 /// Runs something that talks to a node.
 pub(super) fn block_on(work: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()
+    let runtime = runtime::start()
         .map_err(|error| Failure::runtime(format!("cannot start the runtime: {error}")))?;
     let result = runtime.block_on(work);
     // A thread that reads standard input cannot be interrupted; it has nothing to lose.

@@ -16,6 +16,7 @@ use super::{
     ConfigFile, Global,
     exit::Failure,
     logging::{self, LogControl},
+    runtime,
 };
 use crate::{Config, Server, server::StartError, types::Versions};
 
@@ -43,9 +44,7 @@ impl Serve {
         let mut config = self.config.load()?;
         config.speaks = self.speaks.unwrap_or(config.speaks);
         let log = logging::start(&config.log)?;
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .enable_all()
-            .build()
+        let runtime = runtime::start()
             .map_err(|error| Failure::runtime(format!("cannot start the runtime: {error}")))?;
         runtime.block_on(self.serve(config, log))
     }

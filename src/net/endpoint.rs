@@ -8,8 +8,8 @@ use std::{
 };
 
 use quinn::{
-    ConnectionId, ConnectionIdGenerator, Endpoint, EndpointConfig, IdleTimeout, MtuDiscoveryConfig,
-    TransportConfig, VarInt,
+    AckFrequencyConfig, ConnectionId, ConnectionIdGenerator, Endpoint, EndpointConfig, IdleTimeout,
+    MtuDiscoveryConfig, TransportConfig, VarInt,
     crypto::rustls::{QuicClientConfig, QuicServerConfig},
 };
 use ring::hmac;
@@ -37,6 +37,9 @@ pub struct ConnectionLimits {
     pub keep_alive: Option<Duration>,
     /// Whether unreliable datagrams are taken.
     pub datagrams: bool,
+    /// After how many packets of this side the other one acknowledges them at once (draft-ietf-quic-ack-frequency): for
+    /// connections on which it has nothing else to say that could carry the acknowledgement. None: after two.
+    pub acknowledge_after: Option<u32>,
 }
 
 impl Default for ConnectionLimits {
@@ -49,6 +52,7 @@ impl Default for ConnectionLimits {
             idle_timeout: IDLE_TIMEOUT,
             keep_alive: Some(KEEP_ALIVE),
             datagrams: false,
+            acknowledge_after: None,
         }
     }
 }
@@ -73,6 +77,11 @@ impl ConnectionLimits {
             .datagram_receive_buffer_size(self.datagrams.then_some(DATAGRAM_BUFFER))
             .datagram_send_buffer_size(DATAGRAM_BUFFER)
             .mtu_discovery_config(Some(mtu));
+        if let Some(packets) = self.acknowledge_after {
+            let mut frequency = AckFrequencyConfig::default();
+            frequency.ack_eliciting_threshold(packets.saturating_sub(1).into());
+            transport.ack_frequency_config(Some(frequency));
+        }
         Ok(transport)
     }
 }

@@ -24,8 +24,8 @@ use super::{
 };
 use crate::{
     limits::{
-        CONTROL_FRAME_LEN_MAX, PEER_ADDRESSES_MAX, PEER_DIAL_TIMEOUT, PEER_IDLE_TIMEOUT,
-        PEER_KEEP_ALIVE,
+        CONTROL_FRAME_LEN_MAX, PEER_ACKNOWLEDGE_AFTER, PEER_ADDRESSES_MAX, PEER_DIAL_TIMEOUT,
+        PEER_IDLE_TIMEOUT, PEER_KEEP_ALIVE,
     },
     net::{
         Address, ConnectionLimits, Credentials, Identity, Who,
@@ -70,6 +70,7 @@ impl DialConfig {
             idle_timeout: PEER_IDLE_TIMEOUT,
             keep_alive: Some(PEER_KEEP_ALIVE),
             datagrams: true,
+            acknowledge_after: Some(PEER_ACKNOWLEDGE_AFTER),
             ..ConnectionLimits::default()
         };
         let tls = tls::client_config(credentials, &[ALPN_PEER])?;
