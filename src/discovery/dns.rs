@@ -1,5 +1,7 @@
 //! DNS-SD in ordinary DNS (RFC 6763): who is named in a domain, where no multicast passes.
 
+pub mod update;
+
 use std::{
     net::SocketAddr,
     time::{Duration, Instant},
@@ -57,6 +59,14 @@ pub enum DnsError {
         name: String,
         /// Why there is no answer.
         source: NetError,
+    },
+    /// Nobody says where updates of the domain go.
+    #[error("the primary server of {name} is not known: {why}")]
+    Primary {
+        /// The domain.
+        name: String,
+        /// Why.
+        why: String,
     },
     /// It took too long.
     #[error("the name servers took longer than {} s", DNS_ANSWER_MAX.as_secs())]

@@ -149,8 +149,8 @@ async fn the_records_that_are_printed_for_a_zone_read_back() {
     let records = zone::records(&said, &addresses).into_iter().map(|record| {
         let data = match record.data {
             Data::Ptr(name) => RData::PTR(PTR(below(&name))),
-            Data::Srv { weight, port, target: Target::Ours(host) } => {
-                RData::SRV(SRV::new(0, weight, port, below(&host)))
+            Data::Srv { priority, weight, port, target: Target::Ours(host) } => {
+                RData::SRV(SRV::new(priority, weight, port, below(&host)))
             }
             Data::Srv { target: Target::Named(name), .. } => panic!("{name} is none of ours"),
             Data::Txt(keys) => RData::TXT(TXT::new(keys)),
