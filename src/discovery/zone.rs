@@ -141,7 +141,9 @@ impl fmt::Display for Data {
             }
             Self::Txt(keys) => {
                 f.write_str("TXT")?;
-                keys.iter().try_for_each(|key| write!(f, " \"{key}\""))
+                // A release may be called anything.
+                let quoted = |key: &String| key.replace('\\', "\\\\").replace('"', "\\\"");
+                keys.iter().try_for_each(|key| write!(f, " \"{}\"", quoted(key)))
             }
             Self::A(ip) => write!(f, "A {ip}"),
             Self::Aaaa(ip) => write!(f, "AAAA {ip}"),
@@ -215,6 +217,13 @@ mod tests {
         ] {
             assert!(text.contains(line), "{line} in {text}");
         }
+    }
+
+    #[test]
+    fn what_is_quoted_ends_where_it_should() {
+        let odd = Announcement { version: "1\"\\2".into(), ..node(1, "n") };
+        let text = to_zone_file("x", records(&odd, &addresses(&["10.0.0.7:1"])));
+        assert!(text.contains(r#"TXT "v=1\"\\2" "cluster=plant""#), "{text}");
     }
 
     #[test]
