@@ -60,14 +60,6 @@ pub enum DnsError {
         /// Why there is no answer.
         source: NetError,
     },
-    /// Nobody says where updates of the domain go.
-    #[error("the primary server of {name} is not known: {why}")]
-    Primary {
-        /// The domain.
-        name: String,
-        /// Why.
-        why: String,
-    },
     /// It took too long.
     #[error("the name servers took longer than {} s", DNS_ANSWER_MAX.as_secs())]
     Slow,

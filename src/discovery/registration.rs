@@ -70,10 +70,11 @@ pub enum News {
 }
 
 impl Registration {
-    /// What the zone should say now; none if it is not the time to see to it.
+    /// What the zone should say now; none if it is not the time to see to it. A node that has no address at this moment is
+    /// better found where it was.
     #[must_use]
     pub fn due(&self, now: Duration, wanted: &Wanted) -> Option<Wanted> {
-        if now < self.not_before {
+        if now < self.not_before || wanted.addresses.is_empty() {
             return None;
         }
         let Some(told) = &self.told else { return Some(wanted.clone()) };

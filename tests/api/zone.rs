@@ -229,9 +229,9 @@ fn missing<T>(command: &Command) -> Option<T> {
 }
 
 /// A key as Knot DNS makes it. None without it.
-fn new_key(file: &Path) -> Option<()> {
+fn new_key(file: &Path, name: &str) -> Option<()> {
     let mut command = Command::new(program("keymgr"));
-    command.args(["-t", "nodes", "hmac-sha256"]);
+    command.args(["-t", name, "hmac-sha256"]);
     let made = match command.output() {
         Err(error) if error.kind() == ErrorKind::NotFound => return missing(&command),
         made => made.unwrap(),
@@ -262,7 +262,7 @@ fn dunlin(profile: &Profile, dir: &Path, args: &[&str]) -> String {
 async fn nodes_register_follow_their_weights_and_leave() {
     let dir = tempfile::tempdir().unwrap();
     let key = dir.path().join("key");
-    let Some(()) = new_key(&key) else { return };
+    let Some(()) = new_key(&key, "nodes") else { return };
     let Some(server) = NameServer::knot(&key).await else { return };
     let others = server.ask("abroad._dunlin._udp.plant.example", "SRV");
     assert_eq!(others.len(), 1, "{others:?}");
@@ -310,17 +310,24 @@ async fn nodes_register_follow_their_weights_and_leave() {
 async fn a_wrong_key_is_said_and_harms_nothing_and_a_right_one_is_used_at_once() {
     let dir = tempfile::tempdir().unwrap();
     let (right, wrong) = (dir.path().join("right"), dir.path().join("wrong"));
-    let (Some(()), Some(())) = (new_key(&right), new_key(&wrong)) else { return };
+    let Some(()) = new_key(&right, "nodes") else { return };
+    let Some(()) = new_key(&wrong, "strangers") else { return };
     let Some(server) = NameServer::knot(&right).await else { return };
     let program = Path::new(env!("CARGO_BIN_EXE_dunlin"));
     let mut broker = OwnBroker::start(program, None, &registering(&server, &wrong)).await.unwrap();
     let said = |log: &str, what: &str| log.matches(what).count();
-    let (deadline, mut looks) = (Instant::now() + DEADLINE, interval(Duration::from_millis(50)));
-    while said(&broker.log(), "(BADSIG)") == 0 {
-        looks.tick().await;
-        assert!(Instant::now() < deadline, "{}", broker.log());
-    }
-    assert!(broker.log().contains("give both the same key"), "{}", broker.log());
+    let until_said = async |what: &str| {
+        let (deadline, mut looks) =
+            (Instant::now() + DEADLINE, interval(Duration::from_millis(50)));
+        while said(&broker.log(), what) == 0 {
+            looks.tick().await;
+            assert!(Instant::now() < deadline, "no {what}: {}", broker.log());
+        }
+    };
+    until_said("does not know the key 'strangers' (BADKEY)").await;
+    new_key(&wrong, "nodes").unwrap();
+    until_said("has another secret for the key 'nodes' (BADSIG)").await;
+    until_said("give both the same key").await;
     // It serves all the same.
     Client::connect(broker.profile()).await.unwrap().close().await;
 

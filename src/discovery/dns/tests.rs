@@ -18,13 +18,13 @@ use crate::{
 const DOMAIN: &str = "plant.example";
 
 /// A name server of one zone, on loopback.
-struct Zone {
-    address: SocketAddr,
+pub(super) struct Zone {
+    pub(super) address: SocketAddr,
     _task: JoinSet<()>,
 }
 
 impl Zone {
-    async fn of(records: Vec<Record>) -> Self {
+    pub(super) async fn of(records: Vec<Record>) -> Self {
         let socket = UdpSocket::bind("127.0.0.1:0").await.expect("bound");
         let address = socket.local_addr().expect("bound");
         let records = Arc::new(records);
@@ -50,6 +50,10 @@ fn answer(question: &Message, records: &[Record]) -> Message {
         answer.add_query(query.clone());
         let fits = |r: &&Record| r.name == *query.name() && r.record_type() == query.query_type();
         answer.add_answers(records.iter().filter(fits).cloned());
+    }
+    if answer.answers.is_empty() {
+        let zone = records.iter().filter(|record| record.record_type() == RecordType::SOA);
+        answer.add_authorities(zone.cloned());
     }
     answer
 }

@@ -101,8 +101,9 @@ impl Registry<'_> {
                 found.map_err(bad)?.collect()
             }
             None => {
-                let asked = timeout(DNS_ANSWER_MAX, primary_of(self.domain)).await;
-                asked.unwrap_or(Err(DnsError::Slow)).map_err(|error| unknown(error.to_string()))?
+                let dns = Dns::of(self.domain).map_err(|error| unknown(error.to_string()))?;
+                let asked = timeout(DNS_ANSWER_MAX, primary_of(&dns, self.domain)).await;
+                asked.unwrap_or_else(|_| Err(DnsError::Slow.to_string())).map_err(unknown)?
             }
         };
         if found.is_empty() {
@@ -113,24 +114,21 @@ impl Registry<'_> {
 }
 
 /// What the zone's SOA record names.
-async fn primary_of(domain: &str) -> Result<Vec<SocketAddr>, DnsError> {
-    let dns = Dns::of(domain)?;
-    let name = name_of(domain).map_err(|why| DnsError::Primary { name: domain.to_owned(), why })?;
-    let none = |why: String| DnsError::Primary { name: name.to_string(), why };
-    let soa = match dns.resolver.lookup(name.clone(), RecordType::SOA).await {
+async fn primary_of(dns: &Dns, domain: &str) -> Result<Vec<SocketAddr>, String> {
+    let soa = match dns.resolver.lookup(name_of(domain)?, RecordType::SOA).await {
         Ok(found) => found.answers().iter().find_map(|record| match &record.data {
             RData::SOA(soa) => Some(soa.mname.clone()),
             _ => None,
         }),
-        // A name within a zone: the answer without one names it.
-        Err(error) => match error.into_soa() {
-            Some(soa) => Some(soa.data.mname.clone()),
-            None => return Err(none("the name servers of this machine do not say".into())),
-        },
+        // Of a name within a zone: an answer that has none says whose zone it is.
+        Err(error) => {
+            let why = error.to_string();
+            Some(error.into_soa().ok_or(why)?.data.mname.clone())
+        }
     };
-    let server = soa.ok_or_else(|| none("no SOA record".into()))?;
+    let server = soa.ok_or("the answer names no zone")?;
     let ips = dns.resolver.lookup_ip(server.clone()).await;
-    let ips = ips.map_err(|error| none(format!("{server}: {error}")))?;
+    let ips = ips.map_err(|error| format!("its primary server is {server}: {error}"))?;
     Ok(ips.iter().map(|ip| SocketAddr::new(ip, DNS_PORT)).collect())
 }
 
@@ -464,3 +462,6 @@ const DNS_PORT: u16 = 53;
 const FUDGE_S: u16 = 300;
 /// Machines of one node that are looked at.
 const HOSTS_MAX: usize = 8;
+
+#[cfg(test)]
+mod tests;

@@ -195,6 +195,7 @@ const fn s(seconds: u64) -> Duration {
 #[test]
 fn news_are_told_at_once_a_load_sparingly_and_what_stands_is_looked_at_again() {
     let mut registration = Registration::default();
+    assert_eq!(registration.due(s(0), &wanted(said("edge-1", 1), &[])), None);
     let at = |weight, load| {
         let said = Announcement { load, ..edge(weight).said };
         Wanted { said, ..edge(weight) }
