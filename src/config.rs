@@ -109,6 +109,13 @@ pub struct Discovery {
     /// A domain whose DNS names the nodes of the site, for networks that multicast does not pass.
     #[serde(with = "units::domain_or_off")]
     pub domain: Option<String>,
+    /// A file with the key under which the node puts its records into that domain, and takes them out; none if somebody else
+    /// does so.
+    #[serde(with = "units::path_or_off")]
+    pub tsig_key_file: Option<PathBuf>,
+    /// The name server that takes these updates; none if the zone says which.
+    #[serde(with = "units::name_server_or_auto")]
+    pub domain_server: Option<Address>,
 }
 
 /// `[cluster]`
@@ -271,6 +278,16 @@ impl Config {
             );
             return Some(("cluster.fence_after", problem));
         }
+        let Discovery { domain, tsig_key_file, domain_server, .. } = &self.discovery;
+        if tsig_key_file.is_some() && domain.is_none() {
+            let problem = "there is nothing to register in: set discovery.domain".to_owned();
+            return Some(("discovery.tsig_key_file", problem));
+        }
+        if domain_server.is_some() && tsig_key_file.is_none() {
+            let problem =
+                "it would be told nothing: updates need a key, set discovery.tsig_key_file";
+            return Some(("discovery.domain_server", problem.to_owned()));
+        }
         let Storage { ballast, low_space, .. } = self.storage;
         (ballast >= low_space).then(|| {
             let (ballast, low_space) = (units::print_bytes(ballast), units::print_bytes(low_space));
@@ -338,7 +355,7 @@ impl Default for Storage {
 
 impl Default for Discovery {
     fn default() -> Self {
-        Self { mdns: true, domain: None }
+        Self { mdns: true, domain: None, tsig_key_file: None, domain_server: None }
     }
 }
 

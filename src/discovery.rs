@@ -7,6 +7,9 @@ pub mod candidates;
 pub mod dns;
 pub mod gather;
 pub mod mdns;
+pub mod registration;
+pub mod trouble;
+pub mod tsig_key;
 pub mod zone;
 
 pub use announcement::{Announcement, BadAnnouncement, CaPrefix};
@@ -14,6 +17,8 @@ pub use candidates::{Candidate, Candidates, NodeKey, Sighting, Source};
 pub use dns::{Dns, DnsError};
 pub use gather::{GatherError, Until, gather};
 pub use mdns::{Mdns, MdnsError, MdnsEvent, Reach};
+pub use trouble::Trouble;
+pub use tsig_key::{BadTsigKey, TsigKey};
 
 /// The service type of a node, without a domain.
 pub const SERVICE_TYPE: &str = "_dunlin._udp";

@@ -449,3 +449,25 @@ pub const DNS_INTERVAL: Duration = Duration::from_secs(60);
 pub const DNS_RETRY: Duration = Duration::from_secs(5);
 /// How long a machine that joins looks for its site.
 pub const DISCOVER_JOIN: Duration = Duration::from_secs(3);
+/// Longest name of a TSIG key: that of a domain.
+pub const TSIG_NAME_LEN_MAX: usize = 253;
+/// Least length of a TSIG secret, in bytes: half of what the shortest algorithm gives (RFC 8945 section 5.2.2.1). A shorter
+/// one could be guessed.
+pub const TSIG_SECRET_LEN_MIN: usize = 16;
+/// Longest TSIG secret: more adds nothing to any algorithm.
+pub const TSIG_SECRET_LEN_MAX: usize = 512;
+/// How often a registered node looks whether its records are still in the zone: half of their TTL, so that what somebody
+/// has taken out, or an older copy of the zone lacks, is back before all others have forgotten it.
+pub const REGISTER_EVERY: Duration = Duration::from_secs(60);
+/// A load alone is not told more often than this: others remember the former one for as long.
+pub const REGISTER_LOAD_EVERY: Duration = Duration::from_secs(120);
+/// How soon registering is tried again when it failed; it doubles with each failure in a row.
+pub const REGISTER_RETRY_FIRST: Duration = Duration::from_secs(2);
+/// Longest time for that: a name server that comes back is told within it.
+pub const REGISTER_RETRY_LAST: Duration = Duration::from_secs(60);
+/// How long one try may take with all its questions. Then the name server counts as silent.
+pub const REGISTER_MAX: Duration = Duration::from_secs(10);
+/// How long a stopping node waits until its records are taken out. What is left leads to a failed dial.
+pub const UNREGISTER_MAX: Duration = Duration::from_secs(2);
+/// Addresses of a name server that are tried.
+pub const DNS_SERVER_ADDRESSES_MAX: usize = 4;

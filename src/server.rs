@@ -27,6 +27,7 @@ mod proposals;
 mod publish;
 mod recover;
 mod recovery;
+mod registrar;
 mod relay;
 mod remote;
 mod request;
@@ -69,6 +70,7 @@ use self::{
     liveness::LivenessTable,
     metrics::Metrics,
     peers::{GroupLinks, Peers},
+    registrar::Registrar,
     relay::Relays,
     sink::Sink,
     start::{Disk, NodeIdentity},
@@ -78,7 +80,7 @@ use crate::{
     cluster::{BootClaim, GroupError, MetaGroup, MetaReject, MetaTiming, NodeInfo},
     config::Config,
     discovery::{Candidates, Reach},
-    limits::{DRAIN_MAX, JOINS_MAX, RELAY_IDLE_TIMEOUT},
+    limits::{DRAIN_MAX, GOODBYE_MAX, JOINS_MAX, RELAY_IDLE_TIMEOUT, UNREGISTER_MAX},
     net::{
         ConnectionLimits, Credentials, ReloadableTls,
         advertise::advertised,
@@ -106,6 +108,8 @@ pub struct Server {
     connection_limits: ConnectionLimits,
     commit: CommitHandle,
     tasks: TaskTracker,
+    /// What others were told of this node, and must be told no more.
+    told: TaskTracker,
 }
 
 /// Why a broker does not start.
@@ -285,6 +289,8 @@ struct Ahead {
     /// Opens the door for clients.
     open: watch::Sender<Option<Arc<Shared>>>,
     tasks: TaskTracker,
+    /// See [`Server`].
+    told: TaskTracker,
     /// A start that fails stops what has begun.
     guard: DropGuard,
 }
@@ -400,6 +406,9 @@ impl Server {
         if timeout(DRAIN_MAX, self.doors.connections.wait()).await.is_err() {
             tracing::warn!("some clients did not leave in time");
         }
+        self.told.close();
+        // Each of those tasks has its own, shorter bound.
+        let _ = timeout(UNREGISTER_MAX + GOODBYE_MAX, self.told.wait()).await;
         self.links.close().await;
         let group = Arc::clone(&self.shared.engine.group);
         group.shutdown().await;
@@ -479,6 +488,7 @@ impl Ahead {
             found: watch::Sender::default(),
             open,
             tasks,
+            told: TaskTracker::new(),
             guard,
         };
         Ok((ahead, LogDisk { shards, joined, store, writer, recovered, claim }))
@@ -533,7 +543,8 @@ impl Ahead {
             let table = Mutex::new(Candidates::of_site(Some(base.ca)));
             let beacon = discovery::Beacon { group, doors, found, base, port, table };
             let domain = self.config.discovery.domain.clone();
-            self.tasks.spawn(discovery::run(beacon, reach, domain));
+            let registrar = Registrar::of(&self.config, self.address);
+            self.told.spawn(discovery::run(beacon, reach, domain, registrar));
         }
     }
 
@@ -663,6 +674,7 @@ impl Ahead {
             connection_limits: front.limits,
             commit,
             tasks: self.tasks,
+            told: self.told,
         })
     }
 }

@@ -13,6 +13,7 @@ mod join;
 mod node;
 mod recover;
 mod round_trip;
+mod zone;
 
 use std::path::Path;
 

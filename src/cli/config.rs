@@ -1,12 +1,16 @@
 //! `dunlin config`: what a node would run with.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Subcommand;
 use serde_json::json;
 
 use super::{ConfigFile, Global, exit::Failure};
-use crate::config::{Config, DEFAULT_PATH};
+use crate::{
+    config::{Config, DEFAULT_PATH},
+    discovery::TsigKey,
+    net::secret_file,
+};
 
 /// `dunlin config`
 #[derive(Debug, clap::Args)]
@@ -33,7 +37,10 @@ impl ConfigCommand {
     pub(super) fn run(self, global: &Global) -> Result<(), Failure> {
         match self.command {
             Subcommands::Check { file } => {
-                Config::load(file.as_deref())?;
+                let config = Config::load(file.as_deref())?;
+                if let Some(path) = &config.discovery.tsig_key_file {
+                    check_key(path)?;
+                }
                 let file = file.unwrap_or_else(|| DEFAULT_PATH.into());
                 let (exists, name) = (file.exists(), file.display());
                 let result = json!({ "file": file, "exists": exists, "ok": true });
@@ -48,4 +55,13 @@ impl ConfigCommand {
             }
         }
     }
+}
+
+/// Whether a node could register itself with this key.
+fn check_key(path: &Path) -> Result<(), Failure> {
+    let named = "discovery.tsig_key_file names this file";
+    let text =
+        secret_file::read_private(path).map_err(|error| Failure::config(error).hint(named))?;
+    let key = TsigKey::parse(&text);
+    key.map(drop).map_err(|error| Failure::config(error.in_file(path)).hint(named))
 }

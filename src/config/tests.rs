@@ -38,6 +38,8 @@ ballast = 1048576
 [discovery]
 mdns = false
 domain = "plant.example"
+tsig_key_file = "/etc/dunlin/zone.key"
+domain_server = "10.0.0.53"
 [cluster]
 heartbeat = "200ms"
 fence_after = "2s"
@@ -63,6 +65,9 @@ format = "json"
     assert_eq!(config.storage.ballast, MIB);
     assert!(!config.discovery.mdns);
     assert_eq!(config.discovery.domain.as_deref(), Some("plant.example"));
+    let server = config.discovery.domain_server.as_ref().map(ToString::to_string);
+    assert_eq!(server.as_deref(), Some("10.0.0.53:53"));
+    assert_eq!(config.discovery.tsig_key_file, Some("/etc/dunlin/zone.key".into()));
     let settings = config.topic_defaults.settings();
     assert_eq!((settings.partitions, settings.retention.age_ms), (12, None));
     assert_eq!(settings.retention.bytes, Some(10 * 1024 * MIB));
@@ -130,6 +135,39 @@ fn few_lost_heartbeats_depose_nobody() {
         "d.toml: key 'cluster.fence_after':",
         &["700ms", "6 times", "200ms"],
     );
+}
+
+#[test]
+fn a_name_server_listens_at_port_53_unless_it_is_said() {
+    let of = |text: &str| {
+        let text = format!(
+            "discovery = {{ domain = 'a', tsig_key_file = 'k', domain_server = '{text}' }}"
+        );
+        parse(&text).expect("allowed").discovery.domain_server.map(|server| server.to_string())
+    };
+    for (text, read) in [
+        ("ns1.plant.example", "ns1.plant.example:53"),
+        ("ns1:5353", "ns1:5353"),
+        ("10.0.0.7:7440", "10.0.0.7:7440"),
+        ("fd77::7440", "[fd77::7440]:53"),
+        ("[fd77::1]:7440", "[fd77::1]:7440"),
+    ] {
+        assert_eq!(of(text).as_deref(), Some(read));
+    }
+    assert_eq!(of("auto"), None);
+}
+
+#[test]
+fn registering_needs_a_domain_and_a_key() {
+    let key = "[discovery]\ntsig_key_file = \"k\"";
+    refused(key, "d.toml:2:1: key 'discovery.tsig_key_file':", &["discovery.domain"]);
+    refused(
+        "[discovery]\ndomain = \"a\"\ndomain_server = \"ns1\"",
+        "d.toml:3:1: key 'discovery.domain_server':",
+        &["discovery.tsig_key_file"],
+    );
+    refused("[discovery]\ndomain_server = \"a b\"", "d.toml:2:17: key", &["auto", "10.0.0.53:53"]);
+    refused("[discovery]\ntsig_key_file = 5", "d.toml:2:17: key", &["a path"]);
 }
 
 #[test]

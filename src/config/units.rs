@@ -2,7 +2,13 @@
 //!
 //! Each reader says in its error what is allowed.
 
-use std::{fmt, net::SocketAddr, ops::RangeInclusive, time::Duration};
+use std::{
+    fmt,
+    net::{Ipv6Addr, SocketAddr},
+    ops::RangeInclusive,
+    path::PathBuf,
+    time::Duration,
+};
 
 use bytesize::ByteSize;
 use serde::{Deserializer, Serializer, de};
@@ -219,32 +225,69 @@ or_word! {
     |raw| read_address(raw).filter(|address| address.ip().is_loopback()),
     |address| address.to_string()
 }
-pub(super) mod domain_or_off {
-    use super::{Address, Deserializer, Raw, Reader, Serializer};
+/// The same for values that are no more than text.
+macro_rules! or_text {
+    ($name:ident: $type:ty, $word:literal, $expected:literal, $read:expr, $print:expr) => {
+        pub(super) mod $name {
+            use super::*;
 
-    pub(in crate::config) fn deserialize<'de, D: Deserializer<'de>>(
-        d: D,
-    ) -> Result<Option<String>, D::Error> {
-        let read = |raw: Raw<'_>| match raw {
-            Raw::Text("off" | "") => Some(None),
-            // A host's name has the same characters, and the same length.
-            Raw::Text(text) => {
-                let domain = Address::new(text, 1).ok()?;
-                Some(Some(domain.host().trim_matches('.').to_owned()))
+            pub(in crate::config) fn deserialize<'de, D: Deserializer<'de>>(
+                d: D,
+            ) -> Result<Option<$type>, D::Error> {
+                let value: fn(&str) -> Option<$type> = $read;
+                let read = |raw: Raw<'_>| match raw {
+                    Raw::Text($word | "") => Some(None),
+                    Raw::Text(text) => value(text).map(Some),
+                    Raw::Number(_) => None,
+                };
+                Reader { expected: $expected.into(), read }.take(d)
             }
-            Raw::Number(_) => None,
-        };
-        let expected = "\"off\" or a domain such as \"plant.example\"".into();
-        Reader { expected, read }.take(d)
-    }
 
-    pub(in crate::config) fn serialize<S: Serializer>(
-        value: &Option<String>,
-        s: S,
-    ) -> Result<S::Ok, S::Error> {
-        s.serialize_str(value.as_deref().unwrap_or("off"))
-    }
+            pub(in crate::config) fn serialize<S: Serializer>(
+                value: &Option<$type>,
+                s: S,
+            ) -> Result<S::Ok, S::Error> {
+                let print: fn(&$type) -> String = $print;
+                match value {
+                    Some(value) => s.serialize_str(&print(value)),
+                    None => s.serialize_str($word),
+                }
+            }
+        }
+    };
 }
+
+or_text! {
+    domain_or_off: String,
+    "off",
+    "\"off\" or a domain such as \"plant.example\"",
+    // A host's name has the same characters, and the same length.
+    |text| Some(Address::new(text, 1).ok()?.host().trim_matches('.').to_owned()),
+    Clone::clone
+}
+or_text! {
+    path_or_off: PathBuf,
+    "off",
+    "\"off\" or a path such as \"/etc/dunlin/zone.key\"",
+    |text| Some(text.into()),
+    |path: &PathBuf| path.display().to_string()
+}
+or_text! {
+    name_server_or_auto: Address,
+    "auto",
+    "\"auto\" or a name server such as \"ns1.plant.example\" or \"10.0.0.53:53\"",
+    |text| {
+        let address: Address = text.parse().ok()?;
+        let is_said = text.parse::<Ipv6Addr>().is_err()
+            && text.ends_with(&format!(":{}", address.port()));
+        if is_said { Some(address) } else { Address::new(address.host(), DNS_PORT).ok() }
+    },
+    |server: &Address| server.to_string()
+}
+
+/// Where name servers listen if nobody says otherwise.
+const DNS_PORT: u16 = 53;
+
 or_word! {
     age_or_forever: Duration,
     "forever",

@@ -218,6 +218,23 @@ mod tests {
 
     proptest! {
         #[test]
+        fn what_is_announced_is_read(
+            names in ("[a-zA-Z0-9][a-zA-Z0-9._-]{0,62}", "[a-zA-Z0-9][a-zA-Z0-9._-]{0,62}"),
+            (id, weight, load) in (any::<u64>(), 0..=NODE_WEIGHT_MAX, 0..=100_u8),
+            version in "[!-~]{0,64}",
+            ca in any::<[u8; 32]>(),
+            is_witness in any::<bool>(),
+        ) {
+            let role = if is_witness { NodeRole::Witness } else { NodeRole::Data };
+            let (site, node) = (names.0.parse().expect("name"), names.1.parse().expect("name"));
+            let (id, ca) = (NodeId(id), CaPrefix::of(&ca));
+            let said = Announcement { site, node, id, role, weight, load, version, ca };
+            let keys = said.to_txt();
+            let keys = keys.iter().map(|(key, value)| (*key, value.as_str()));
+            prop_assert_eq!(Announcement::from_txt(said.node.as_str(), keys), Ok(said));
+        }
+
+        #[test]
         fn no_text_makes_the_reader_panic(
             instance in "\\PC{0,80}",
             keys in proptest::collection::vec(("[a-z]{0,8}|cluster|id|ca|w|load|role|v", "\\PC{0,80}"), 0..40),

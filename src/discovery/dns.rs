@@ -1,5 +1,7 @@
 //! DNS-SD in ordinary DNS (RFC 6763): who is named in a domain, where no multicast passes.
 
+pub mod update;
+
 use std::{
     net::SocketAddr,
     time::{Duration, Instant},

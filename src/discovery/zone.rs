@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::announcement::{Announcement, CaPrefix};
-use crate::types::Address;
+use crate::types::{Address, NodeId};
 
 /// A name below the zone's domain, label by label.
 pub type Labels = Vec<String>;
@@ -27,6 +27,8 @@ pub enum Data {
     Ptr(Labels),
     /// Where an instance listens.
     Srv {
+        /// Those with less come first: 0 in all that is made here.
+        priority: u16,
         /// Share, beside the others.
         weight: u16,
         /// UDP port.
@@ -54,21 +56,18 @@ pub enum Target {
 /// The records of one node that listens at these addresses. Only those of one port go into one SRV record.
 #[must_use]
 pub fn records(node: &Announcement, addresses: &[Address]) -> Vec<Record> {
-    let service: Labels = super::SERVICE_TYPE.split('.').map(str::to_owned).collect();
-    let below = |mut first: Labels| {
-        first.extend(service.iter().cloned());
-        first
-    };
-    let instance = below(vec![node.node.to_string()]);
+    let instance = instance(node.node.as_str());
     let ptr = |name| Record { name, data: Data::Ptr(instance.clone()) };
-    let mut all = vec![ptr(service.clone()), ptr(below(subtype(node.ca)))];
-    // What changes from hour to hour is not for a zone.
-    let keys = node.to_txt().into_iter().filter(|(key, _)| *key != "load");
+    let mut all = vec![ptr(service()), ptr(of_site(node.ca))];
+    // An idle node is what readers take one to be that says nothing: a zone that somebody keeps by hand never does.
+    let keys = node.to_txt().into_iter().filter(|(key, _)| *key != "load" || node.load > 0);
     let keys = keys.map(|(key, value)| format!("{key}={value}")).collect();
     all.push(Record { name: instance.clone(), data: Data::Txt(keys) });
     let weight = u16::try_from(node.weight).unwrap_or(u16::MAX);
-    let srv =
-        |port, target| Record { name: instance.clone(), data: Data::Srv { weight, port, target } };
+    let srv = |port, target| {
+        let data = Data::Srv { priority: 0, weight, port, target };
+        Record { name: instance.clone(), data }
+    };
     for (nth, address) in addresses.iter().enumerate() {
         let port = address.port();
         let Ok(ip) = address.host().parse::<IpAddr>() else {
@@ -80,7 +79,7 @@ pub fn records(node: &Announcement, addresses: &[Address]) -> Vec<Record> {
             .position(|other| other.port() == port && other.host().parse::<IpAddr>().is_ok());
         let first = same_port.unwrap_or(nth);
         let counter = if first == 0 { String::new() } else { format!("-{first}") };
-        let host = vec![format!("dunlin-{}-{}{counter}", node.ca, node.id)];
+        let host = vec![format!("{}{counter}", host_of(node.ca, node.id))];
         if first == nth {
             all.push(srv(port, Target::Ours(host.clone())));
         }
@@ -93,8 +92,28 @@ pub fn records(node: &Announcement, addresses: &[Address]) -> Vec<Record> {
     all
 }
 
-fn subtype(ca: CaPrefix) -> Labels {
-    vec![format!("_{ca}"), "_sub".to_owned()]
+/// The name under which all nodes are listed.
+#[must_use]
+pub fn service() -> Labels {
+    super::SERVICE_TYPE.split('.').map(str::to_owned).collect()
+}
+
+/// The name under which the nodes of one site are listed.
+#[must_use]
+pub fn of_site(ca: CaPrefix) -> Labels {
+    [format!("_{ca}"), "_sub".to_owned()].into_iter().chain(service()).collect()
+}
+
+/// The name of a node.
+#[must_use]
+pub fn instance(node: &str) -> Labels {
+    std::iter::once(node.to_owned()).chain(service()).collect()
+}
+
+/// The name of a node's machine. One that listens on several ports has further names, with `-` and a number behind.
+#[must_use]
+pub fn host_of(ca: CaPrefix, id: NodeId) -> String {
+    format!("dunlin-{ca}-{id}")
 }
 
 /// Records as a zone file of this domain has them: relative to an `$ORIGIN` line, each once, in order.
@@ -113,8 +132,8 @@ impl fmt::Display for Data {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Ptr(name) => write!(f, "PTR {}", relative(name)),
-            Self::Srv { weight, port, target } => {
-                write!(f, "SRV 0 {weight} {port} ")?;
+            Self::Srv { priority, weight, port, target } => {
+                write!(f, "SRV {priority} {weight} {port} ")?;
                 match target {
                     Target::Ours(name) => f.write_str(&relative(name)),
                     Target::Named(name) => write!(f, "{}.", name.trim_end_matches('.')),
@@ -122,7 +141,9 @@ impl fmt::Display for Data {
             }
             Self::Txt(keys) => {
                 f.write_str("TXT")?;
-                keys.iter().try_for_each(|key| write!(f, " \"{key}\""))
+                // A release may be called anything.
+                let quoted = |key: &String| key.replace('\\', "\\\\").replace('"', "\\\"");
+                keys.iter().try_for_each(|key| write!(f, " \"{}\"", quoted(key)))
             }
             Self::A(ip) => write!(f, "A {ip}"),
             Self::Aaaa(ip) => write!(f, "AAAA {ip}"),
@@ -141,7 +162,7 @@ pub const ZONE_TTL: u32 = 120;
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::types::{NodeId, NodeRole};
+    use crate::types::NodeRole;
 
     fn node(id: u64, name: &str) -> Announcement {
         Announcement {
@@ -150,7 +171,7 @@ mod tests {
             id: NodeId(id),
             role: NodeRole::Data,
             weight: 100,
-            load: 70,
+            load: 0,
             version: "0.1.0".into(),
             ca: CaPrefix::of(&[0xa5; 32]),
         }
@@ -196,5 +217,19 @@ mod tests {
         ] {
             assert!(text.contains(line), "{line} in {text}");
         }
+    }
+
+    #[test]
+    fn what_is_quoted_ends_where_it_should() {
+        let odd = Announcement { version: "1\"\\2".into(), ..node(1, "n") };
+        let text = to_zone_file("x", records(&odd, &addresses(&["10.0.0.7:1"])));
+        assert!(text.contains(r#"TXT "v=1\"\\2" "cluster=plant""#), "{text}");
+    }
+
+    #[test]
+    fn a_busy_node_says_so() {
+        let busy = Announcement { load: 70, ..node(1, "n") };
+        let text = to_zone_file("x", records(&busy, &addresses(&["10.0.0.7:1"])));
+        assert!(text.contains("\"w=100\" \"load=70\" \"ca="), "{text}");
     }
 }

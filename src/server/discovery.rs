@@ -11,7 +11,7 @@ use tokio::{
     time::{Instant, MissedTickBehavior, interval, sleep_until},
 };
 
-use super::{doors::Doors, start::NodeIdentity};
+use super::{doors::Doors, registrar::Registrar, start::NodeIdentity};
 use crate::{
     cluster::MetaGroup,
     discovery::{
@@ -63,7 +63,12 @@ pub(super) fn base(
 }
 
 /// Runs until the node stops.
-pub(super) async fn run(beacon: Beacon, reach: Option<Reach>, domain: Option<String>) {
+pub(super) async fn run(
+    beacon: Beacon,
+    reach: Option<Reach>,
+    domain: Option<String>,
+    registrar: Option<Registrar>,
+) {
     let multicast = async {
         if let Some(reach) = reach {
             follow_multicast(&beacon, reach).await;
@@ -75,7 +80,12 @@ pub(super) async fn run(beacon: Beacon, reach: Option<Reach>, domain: Option<Str
             let _ = beacon.doors.stopping.run_until_cancelled(asking).await;
         }
     };
-    tokio::join!(multicast, dns);
+    let registration = async {
+        if let Some(registrar) = registrar {
+            registrar.run(&beacon).await;
+        }
+    };
+    tokio::join!(multicast, dns, registration);
 }
 
 /// Asks the domain again and again, oftener while it does not answer.
@@ -305,7 +315,7 @@ impl Beacon {
 
     /// What to announce. A node that does not serve yet has weight 0: clients go to others first, and nodes must find it all
     /// the same. When all of them start at new addresses, none could serve before.
-    fn announcement(&self) -> Announcement {
+    pub(super) fn announcement(&self) -> Announcement {
         let serves = self.doors.shared.borrow().is_some();
         let known = self.group.read(|site| {
             let node = site.nodes.get(&self.base.id)?;

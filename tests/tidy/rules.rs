@@ -53,10 +53,11 @@ const CRATES: &[(&str, &[&str])] = &[
     ("clap_complete", &["cli"]),
     ("clap_mangen", &["cli"]),
     ("crc32c", &["types", "wire", "storage"]),
-    ("data_encoding", &["net"]),
+    ("data_encoding", &["net", "discovery/tsig_key"]),
     ("futures_core", &["client", "peer"]),
     ("futures_util", &["net/group"]),
     ("hdrhistogram", &["cli"]),
+    ("hickory_proto", &["discovery/dns/update"]),
     ("hickory_resolver", &["discovery/dns"]),
     ("humantime", &["config", "cli"]),
     ("indicatif", &["cli"]),
@@ -135,6 +136,10 @@ const PURE: &[&str] = &[
     "balance",
     "discovery/announcement",
     "discovery/candidates",
+    "discovery/registration",
+    "discovery/trouble",
+    "discovery/tsig_key",
+    "discovery/zone",
 ];
 
 /// What would make it depend on something else, and what to do instead.

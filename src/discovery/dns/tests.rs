@@ -18,13 +18,13 @@ use crate::{
 const DOMAIN: &str = "plant.example";
 
 /// A name server of one zone, on loopback.
-struct Zone {
-    address: SocketAddr,
+pub(super) struct Zone {
+    pub(super) address: SocketAddr,
     _task: JoinSet<()>,
 }
 
 impl Zone {
-    async fn of(records: Vec<Record>) -> Self {
+    pub(super) async fn of(records: Vec<Record>) -> Self {
         let socket = UdpSocket::bind("127.0.0.1:0").await.expect("bound");
         let address = socket.local_addr().expect("bound");
         let records = Arc::new(records);
@@ -50,6 +50,10 @@ fn answer(question: &Message, records: &[Record]) -> Message {
         answer.add_query(query.clone());
         let fits = |r: &&Record| r.name == *query.name() && r.record_type() == query.query_type();
         answer.add_answers(records.iter().filter(fits).cloned());
+    }
+    if answer.answers.is_empty() {
+        let zone = records.iter().filter(|record| record.record_type() == RecordType::SOA);
+        answer.add_authorities(zone.cloned());
     }
     answer
 }
@@ -149,8 +153,8 @@ async fn the_records_that_are_printed_for_a_zone_read_back() {
     let records = zone::records(&said, &addresses).into_iter().map(|record| {
         let data = match record.data {
             Data::Ptr(name) => RData::PTR(PTR(below(&name))),
-            Data::Srv { weight, port, target: Target::Ours(host) } => {
-                RData::SRV(SRV::new(0, weight, port, below(&host)))
+            Data::Srv { priority, weight, port, target: Target::Ours(host) } => {
+                RData::SRV(SRV::new(priority, weight, port, below(&host)))
             }
             Data::Srv { target: Target::Named(name), .. } => panic!("{name} is none of ours"),
             Data::Txt(keys) => RData::TXT(TXT::new(keys)),
