@@ -1,12 +1,6 @@
 //! A site of which nobody has written down an address: three hosts on a switch, and a client on a fourth.
 
-use std::{
-    fs,
-    net::Ipv4Addr,
-    path::PathBuf,
-    process::{Child, Command, Stdio},
-    time::Duration,
-};
+use std::{process::Command, time::Duration};
 
 use dunlin::{
     client::{
@@ -16,131 +10,17 @@ use dunlin::{
     discovery::{Announcement, CaPrefix, Mdns, MdnsEvent, Reach},
     types::NodeRole,
 };
-use rustix::process::{Pid, Signal, kill_process};
-use tempfile::TempDir;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, timeout};
 
 use super::{
     block_on,
-    network::{Network, run},
+    lab::{Lab, until},
     site::{PATIENCE, program, succeeds},
 };
 
 const HOSTS: usize = 3;
 /// One look round.
 const LOOK: Duration = Duration::from_millis(1_500);
-
-/// The hosts, with a node each.
-struct Lab {
-    network: Network,
-    children: Vec<Option<Child>>,
-    dir: TempDir,
-}
-
-impl Drop for Lab {
-    fn drop(&mut self) {
-        (0..HOSTS).for_each(|host| self.kill(host));
-        if std::thread::panicking() {
-            for host in 0..HOSTS {
-                let log = fs::read_to_string(self.log(host)).unwrap_or_default();
-                let from = log.lines().count().saturating_sub(40);
-                let last: Vec<&str> = log.lines().skip(from).collect();
-                eprintln!("---- n{host}\n{}", last.join("\n"));
-            }
-        }
-    }
-}
-
-impl Lab {
-    fn new(network: Network) -> Self {
-        let dir = tempfile::Builder::new().prefix("dunlin-discovery-").tempdir().unwrap();
-        for host in 0..HOSTS {
-            let data = dir.path().join(format!("n{host}")).display().to_string();
-            // No address: each listens on all that its host has.
-            let text = format!(
-                "[node]\nname = 'n{host}'\ndata_dir = '{data}'\n[listen]\nhttp = 'off'\n\
-                 [storage]\nshards = 3\nlow_space = '16MiB'\nballast = '8MiB'\n\
-                 [log]\nlevel = 'debug'\nformat = 'text'\n"
-            );
-            fs::write(dir.path().join(format!("n{host}.toml")), text).unwrap();
-        }
-        Self { network, children: (0..HOSTS).map(|_| None).collect(), dir }
-    }
-
-    fn config(&self, host: usize) -> PathBuf {
-        self.dir.path().join(format!("n{host}.toml"))
-    }
-
-    fn log(&self, host: usize) -> PathBuf {
-        self.dir.path().join(format!("n{host}.log"))
-    }
-
-    fn on(&self, host: usize, arguments: &[&str]) -> Command {
-        let mut command = self.network.command(host, program());
-        command.args(arguments).arg("--config").arg(self.config(host));
-        command
-    }
-
-    fn start(&mut self, host: usize) {
-        let log = fs::File::options().create(true).append(true).open(self.log(host)).unwrap();
-        let mut command = self.on(host, &["serve", "--stop-with-stdin"]);
-        command.env_remove("NOTIFY_SOCKET").env_remove("JOURNAL_STREAM");
-        command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(log);
-        self.children[host] = Some(command.spawn().unwrap());
-    }
-
-    fn kill(&mut self, host: usize) {
-        if let Some(mut child) = self.children[host].take() {
-            let _ = child.kill();
-            let _ = child.wait();
-        }
-    }
-
-    /// As systemd does it.
-    fn stop(&mut self, host: usize) {
-        let mut child = self.children[host].take().unwrap();
-        kill_process(Pid::from_child(&child), Signal::TERM).unwrap();
-        child.wait().unwrap();
-    }
-
-    /// Makes the site, by invites whose only address nobody has. Gives a profile without any.
-    async fn found(&mut self) -> Profile {
-        let admin = self.dir.path().join("admin.toml");
-        succeeds(self.on(0, &["init", "--site", "lab"]).arg("--admin-profile").arg(&admin), "");
-        self.start(0);
-        let profile = Profile { addresses: vec![], ..Profile::load(&admin).unwrap() };
-        let free = self.dir.path().join("free.toml");
-        profile.save(&free, None).unwrap();
-        until("the founder is found", async || Client::connect(&profile).await.is_ok()).await;
-        for host in 1..HOSTS {
-            // This process is where clients are.
-            let mut invite = Command::new(program());
-            invite.args(["invite", "--address", "192.0.2.1", "--profile"]).arg(&free);
-            let token = succeeds(&mut invite, "");
-            succeeds(&mut self.on(host, &["join", "-"]), &token);
-            self.start(host);
-        }
-        profile
-    }
-
-    /// Gives a host another address.
-    fn renumber(&self, host: usize) {
-        let Network::Switch(switch) = &self.network else { unreachable!("hosts are on a switch") };
-        let space = switch.host(host);
-        let old = format!("{}/24", self.network.address(host));
-        let new = format!("{}/24", Ipv4Addr::new(10, 77, 0, 50 + u8::try_from(host).unwrap()));
-        run("ip", &["-n", &space, "addr", "del", &old, "dev", "eth0"]).unwrap();
-        run("ip", &["-n", &space, "addr", "add", &new, "dev", "eth0"]).unwrap();
-    }
-}
-
-async fn until(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
-    while !is_so().await {
-        assert!(Instant::now() < deadline, "not within {PATIENCE:?}: {what}");
-        sleep(Duration::from_millis(50)).await;
-    }
-}
 
 async fn trusted(profile: &Profile) -> Vec<String> {
     let found = discover(Some(profile), None, LOOK).await.unwrap();
@@ -213,7 +93,7 @@ fn spoof(profile: &Profile, found: &[FoundNode], count: u64) -> Mdns {
 fn nodes_and_clients_find_each_other_without_an_address() {
     let Some(network) = super::switched_hosts(HOSTS) else { return };
     block_on(network, async |network| {
-        let mut lab = Lab::new(network);
+        let mut lab = Lab::new(network, HOSTS);
         let profile = lab.found().await;
         whole(&profile).await;
 
@@ -227,7 +107,7 @@ fn nodes_and_clients_find_each_other_without_an_address() {
 
         until("all are trusted", async || trusted(&profile).await == ["n0", "n1", "n2"]).await;
         let mut command = Command::new(program());
-        command.args(["discover", "--json", "--profile"]).arg(lab.dir.path().join("free.toml"));
+        command.args(["discover", "--json", "--profile"]).arg(lab.profile_file());
         let seen: serde_json::Value = serde_json::from_str(&succeeds(&mut command, "")).unwrap();
         assert_eq!(seen.as_array().map(Vec::len), Some(HOSTS), "{seen}");
         assert!(seen[0]["round_trip_us"].as_u64().is_some_and(|us| us > 0), "{seen}");

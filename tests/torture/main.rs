@@ -22,6 +22,8 @@ mod discovery;
 mod failover;
 mod far;
 mod fault;
+mod lab;
+mod moving;
 mod network;
 mod site;
 mod upgrade;
