@@ -3,8 +3,9 @@
 use std::{
     fs,
     net::Ipv4Addr,
-    path::{Path, PathBuf},
+    path::PathBuf,
     process::{Child, Command, Stdio},
+    thread,
     time::Duration,
 };
 
@@ -64,8 +65,12 @@ impl Lab {
         self.dir.path().join("free.toml")
     }
 
-    pub(crate) fn dir(&self) -> &Path {
-        self.dir.path()
+    /// What a node's process has in memory.
+    pub(crate) fn memory_kib(&self, host: usize) -> u64 {
+        let id = self.children[host].as_ref().unwrap().id();
+        let status = fs::read_to_string(format!("/proc/{id}/status")).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        line.trim().trim_end_matches("kB").trim().parse().unwrap()
     }
 
     pub(crate) fn switch(&self) -> &Switch {
@@ -118,12 +123,21 @@ impl Lab {
         let free = self.profile_file();
         profile.save(&free, None).unwrap();
         until("the founder is found", async || Client::connect(&profile).await.is_ok()).await;
-        for host in self.hosts().skip(1) {
-            // This process is where clients are.
+        // This process is where clients are.
+        let invite = || {
             let mut invite = Command::new(program());
             invite.args(["invite", "--address", "192.0.2.1", "--profile"]).arg(&free);
-            let token = succeeds(&mut invite, "");
-            succeeds(&mut self.on(host, &["join", "-"]), &token);
+            succeeds(&mut invite, "")
+        };
+        // At once: each asks that address first.
+        let join = |host, token: String| succeeds(&mut self.on(host, &["join", "-"]), &token);
+        thread::scope(|scope| {
+            for host in self.hosts().skip(1) {
+                let token = invite();
+                scope.spawn(move || join(host, token));
+            }
+        });
+        for host in self.hosts().skip(1) {
             self.start(host);
         }
         profile

@@ -18,6 +18,8 @@
 #[path = "../history/mod.rs"]
 mod history;
 
+mod avahi;
+mod cold;
 mod discovery;
 mod failover;
 mod far;
@@ -26,6 +28,8 @@ mod lab;
 mod moving;
 mod network;
 mod site;
+mod spoof;
+mod spread;
 mod upgrade;
 mod wire;
 
@@ -387,6 +391,16 @@ fn failover_times() {
     block_on(network.unwrap_or(Network::Loopback), async |network| {
         let site = Site::start(failover::SHAPE, network).await;
         failover::measure(site, &trials, usize::try_from(count).unwrap()).await;
+    });
+}
+
+/// Clients over nodes of unequal weight, as many as `DUNLIN_SPREAD` says. A smaller run without load is among the tests of the API.
+#[test]
+fn spread() {
+    let Some(count) = number_from("DUNLIN_SPREAD") else { return };
+    block_on(Network::Loopback, async |network| {
+        let site = Site::start(THREE, network).await;
+        spread::measure(site, usize::try_from(count).unwrap()).await;
     });
 }
 

@@ -112,6 +112,54 @@ fn connects(lab: &Lab) -> usize {
     fs::read_to_string(lab.log(0)).unwrap().matches("client connected").count()
 }
 
+/// What happens at once, and what after a time.
+struct Move<'a> {
+    what: &'static str,
+    away: Duration,
+    leave: Box<dyn Fn() + 'a>,
+    come: Box<dyn Fn() + 'a>,
+}
+
+fn moves<'a>(roaming: &'a Roaming<'a>) -> [Move<'a>; 5] {
+    let [home, other, third, second] =
+        ["10.77.0.100/24", "10.77.0.101/24", "10.77.0.102/24", "10.77.0.201/24"];
+    [
+        Move {
+            what: "another address",
+            away: Duration::ZERO,
+            leave: Box::new(|| roaming.leave(home)),
+            come: Box::new(|| roaming.take(other)),
+        },
+        Move {
+            what: "no address for a while, then a third one",
+            away: AWAY,
+            leave: Box::new(|| roaming.leave(other)),
+            come: Box::new(|| roaming.take(third)),
+        },
+        Move {
+            what: "the first way goes down, the second one is there",
+            away: Duration::ZERO,
+            leave: Box::new(|| roaming.add_second(second)),
+            come: Box::new(|| roaming.first("down")),
+        },
+        Move {
+            what: "the first way is back",
+            away: Duration::ZERO,
+            leave: Box::new(|| {}),
+            come: Box::new(|| roaming.first("up")),
+        },
+        Move {
+            what: "no way at all for a while",
+            away: AWAY,
+            leave: Box::new(|| {
+                roaming.ip(&["link", "set", "eth1", "down"]);
+                roaming.first("down");
+            }),
+            come: Box::new(|| roaming.first("up")),
+        },
+    ]
+}
+
 struct Clients {
     /// Sends to `busy`, and reads it.
     busy: Client,
@@ -132,14 +180,19 @@ async fn subscribe(client: &Client, topic: &TopicName) -> Subscriber {
     client.subscribe(topic).from(Position::Earliest).open().await.unwrap()
 }
 
+/// A profile that names the one node.
+async fn found(lab: &mut Lab) -> Profile {
+    let profile = lab.found().await;
+    let address = format!("{}:7440", lab.network.address(0)).parse().unwrap();
+    Profile { addresses: vec![address], discovery: false, ..profile }
+}
+
 #[test]
 fn a_client_whose_address_changes_keeps_its_connection_and_its_streams() {
     let Some(network) = super::switched_hosts(1) else { return };
     block_on(network, async |network| {
         let mut lab = Lab::new(network, 1);
-        let profile = lab.found().await;
-        let address = format!("{}:7440", lab.network.address(0)).parse().unwrap();
-        let profile = Profile { addresses: vec![address], discovery: false, ..profile };
+        let profile = found(&mut lab).await;
         let clients = Clients::connect(&profile).await;
         let [busy, quiet]: [TopicName; 2] = ["busy", "quiet"].map(|name| name.parse().unwrap());
         for topic in [&busy, &quiet] {
@@ -160,36 +213,8 @@ fn a_client_whose_address_changes_keeps_its_connection_and_its_streams() {
         let roaming = Roaming { lab: &lab, space: lab.switch().clients() };
         let before = connects(&lab);
 
-        let [home, other, third, second] =
-            ["10.77.0.100/24", "10.77.0.101/24", "10.77.0.102/24", "10.77.0.201/24"];
-        // What happens at once, and what after the time that is said.
-        let nothing = || {};
-        let moves: [(&str, Duration, &dyn Fn(), &dyn Fn()); 5] = [
-            ("another address", Duration::ZERO, &|| roaming.leave(home), &|| roaming.take(other)),
-            ("no address for a while, then a third one", AWAY, &|| roaming.leave(other), &|| {
-                roaming.take(third);
-            }),
-            (
-                "the first way goes down, the second one is there",
-                Duration::ZERO,
-                &|| {
-                    roaming.add_second(second);
-                    roaming.first("down");
-                },
-                &nothing,
-            ),
-            ("the first way is back", Duration::ZERO, &|| roaming.first("up"), &nothing),
-            (
-                "no way at all for a while",
-                AWAY,
-                &|| {
-                    roaming.ip(&["link", "set", "eth1", "down"]);
-                    roaming.first("down");
-                },
-                &|| roaming.first("up"),
-            ),
-        ];
-        for (nth, (what, away, leave, come)) in moves.iter().enumerate() {
+        let moves = moves(&roaming);
+        for (nth, Move { what, away, leave, come }) in moves.iter().enumerate() {
             let from = sent.lock().unwrap().len().saturating_sub(1);
             leave();
             if !away.is_zero() {

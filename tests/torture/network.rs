@@ -215,6 +215,17 @@ impl Switch {
         run("ip", &["-n", &middle, "link", "set", port, "master", "br0", "up"]).map(drop)
     }
 
+    /// Gives a host an IPv6 address beside the other one.
+    pub(crate) fn add_ipv6(&self, host: &str, last: usize) -> Result<(), String> {
+        let address = format!("fd77::{last:x}/64");
+        run("ip", &["-n", host, "addr", "add", &address, "dev", "eth0", "nodad"]).map(drop)
+    }
+
+    /// Where this process is.
+    pub(crate) fn clients_address(&self) -> Ipv4Addr {
+        Ipv4Addr::new(10, 77, 0, u8::try_from(CLIENTS + 1).unwrap())
+    }
+
     /// The host that this process is on.
     pub(crate) fn clients(&self) -> String {
         self.host(CLIENTS)

@@ -52,37 +52,42 @@ struct Node {
     more: Vec<String>,
 }
 
+impl Node {
+    fn new(site: &Path, number: usize) -> Self {
+        let name = format!("n{number}");
+        let dir = site.join(&name);
+        Self { name, dir, child: None, is_paused: false, has_own_disk: false, more: Vec::new() }
+    }
+
+    /// Writes its configuration.
+    fn configure(&self, network: &Network, number: usize, found_at: &str, shards: u16) {
+        let address = format!("{}:{PORT}", network.address(number));
+        fs::create_dir(&self.dir).unwrap();
+        let (name, data) = (&self.name, self.dir.join("data").display().to_string());
+        let level = env::var("DUNLIN_TORTURE_LOG").unwrap_or_else(|_| "info".into());
+        // All clients of a test come from one address.
+        let text = format!(
+            "[node]\nname = '{name}'\ndata_dir = '{data}'\n[listen]\naddress = '{address}'\n\
+             advertise = ['{found_at}']\nhttp = 'off'\n[limits]\nhandshakes_per_address = 1000\n\
+             [storage]\nshards = {shards}\nlow_space = '16MiB'\nballast = '8MiB'\n\
+             [log]\nlevel = '{level}'\nformat = 'text'\n"
+        );
+        fs::write(self.dir.join("dunlin.toml"), text).unwrap();
+    }
+}
+
 impl Site {
     /// Makes and starts a site: the founder by `init`, the others by `invite` and `join`. Returns once all shards are where
     /// they should be.
     pub(crate) async fn start(shape: Shape, network: Network) -> Self {
         let dir = tempfile::Builder::new().prefix("dunlin-torture-").tempdir().unwrap();
-        let node = |number: usize| Node {
-            name: format!("n{number}"),
-            dir: dir.path().join(format!("n{number}")),
-            child: None,
-            is_paused: false,
-            has_own_disk: false,
-            more: Vec::new(),
-        };
-        let nodes: Vec<Node> = (0..shape.nodes()).map(node).collect();
-        let admin = dir.path().join("admin.toml");
+        let nodes: Vec<Node> = (0..shape.nodes()).map(|n| Node::new(dir.path(), n)).collect();
+        let admin = dir.path().join(ADMIN);
         let found_at = |n| network.advertised(n).unwrap_or(network.address(n));
         let addresses: Vec<String> =
             (0..nodes.len()).map(|n| format!("{}:{PORT}", found_at(n))).collect();
         for (number, (node, found_at)) in nodes.iter().zip(&addresses).enumerate() {
-            let address = format!("{}:{PORT}", network.address(number));
-            fs::create_dir(&node.dir).unwrap();
-            let data = node.dir.join("data").display().to_string();
-            let level = env::var("DUNLIN_TORTURE_LOG").unwrap_or_else(|_| "info".into());
-            let text = format!(
-                "[node]\nname = '{}'\ndata_dir = '{data}'\n[listen]\naddress = '{address}'\n\
-                 advertise = ['{found_at}']\nhttp = 'off'\n\
-                 [storage]\nshards = {}\nlow_space = '16MiB'\nballast = '8MiB'\n\
-                 [log]\nlevel = '{level}'\nformat = 'text'\n",
-                node.name, shape.shards
-            );
-            fs::write(node.dir.join("dunlin.toml"), text).unwrap();
+            node.configure(&network, number, found_at, shape.shards);
         }
         let mut init = Command::new(program());
         init.args(["init", "--site", "torture", "--config"]).arg(nodes[0].dir.join("dunlin.toml"));
@@ -110,6 +115,21 @@ impl Site {
         let mut join = self.network.command(number, program());
         join.args(["join", "-", "--config"]).arg(self.nodes[number].dir.join("dunlin.toml"));
         succeeds(&mut join, &token);
+    }
+
+    /// Lets one more data node join, which is reached by the site's profile from then on. Returns its number once it serves.
+    pub(crate) async fn add(&mut self) -> Result<usize, String> {
+        let number = self.nodes.len();
+        let at = self.network.advertised(number).unwrap_or(self.network.address(number));
+        let found_at = format!("{at}:{PORT}");
+        let node = Node::new(self.dir.path(), number);
+        node.configure(&self.network, number, &found_at, self.shape.shards);
+        self.nodes.push(node);
+        self.shape.data += 1;
+        self.profile.addresses.push(found_at.parse().unwrap());
+        self.join(number, &self.dir.path().join(ADMIN));
+        self.restart(number).await?;
+        Ok(number)
     }
 
     pub(crate) fn nodes(&self) -> std::ops::Range<usize> {
@@ -430,6 +450,7 @@ pub(crate) fn program() -> &'static str {
 const REPLICATION_FACTOR: usize = 3;
 /// How long a site may take for anything.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+const ADMIN: &str = "admin.toml";
 const STOP_MAX: Duration = Duration::from_secs(20);
 const ASK_MAX: Duration = Duration::from_secs(2);
 const LOOK_EVERY: Duration = Duration::from_millis(10);
