@@ -51,6 +51,24 @@ failover trials="20":
     [[ -n ${DUNLIN_PROGRAM:-} ]] || cargo build --release --bin dunlin
     DUNLIN_PROGRAM=$program DUNLIN_FAILOVER={{ trials }} cargo test --test torture failover_times -- --nocapture
 
+# How long a client that knows no address needs to its first ack, by this many clients; then how soon a killed node is forgotten, and
+# what a flood of a thousand false announcements costs. Needs root, for networks.
+discovery-time trials="20":
+    #!/usr/bin/env bash
+    set -euo pipefail
+    program=${DUNLIN_PROGRAM:-target/release/dunlin}
+    [[ -n ${DUNLIN_PROGRAM:-} ]] || cargo build --release --bin dunlin
+    DUNLIN_PROGRAM=$program DUNLIN_COLD={{ trials }} cargo test --test torture discovery_times -- --nocapture
+
+# Where so many clients are over nodes of weights 100, 100 and 50, under load: after they have connected, when a node has restarted,
+# when a fourth one has joined; what a move costs a client; and a checker of all that was acked and read.
+spread clients="300":
+    #!/usr/bin/env bash
+    set -euo pipefail
+    program=${DUNLIN_PROGRAM:-target/release/dunlin}
+    [[ -n ${DUNLIN_PROGRAM:-} ]] || cargo build --release --bin dunlin
+    DUNLIN_PROGRAM=$program DUNLIN_SPREAD={{ clients }} cargo test --test torture spread -- --nocapture
+
 # The replicated log under faults, in one thread: 300 seeds. `just sim 17` or `just sim seed=17` replays one, with its trace.
 sim seed="":
     DUNLIN_SIM_SEED={{ trim_start_match(seed, "seed=") }} cargo test --lib sim::nothing -- --nocapture

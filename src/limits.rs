@@ -393,6 +393,9 @@ pub const PEER_CONNECTIONS_MAX: usize = 64;
 pub const CANDIDATES_MAX: usize = 64;
 /// Nodes that one source alone may name: a flood of multicast leaves room for what DNS says.
 pub const CANDIDATES_PER_SOURCE_MAX: usize = 48;
+/// Nodes that a node knows by their announcements when it takes no more that its own site does not have: less than a source may name,
+/// so that there is room for those that it has.
+pub const STRANGERS_MAX: usize = 24;
 /// Announcements of one node: each source once, and a former name. More are dropped.
 pub const SIGHTINGS_PER_CANDIDATE_MAX: usize = 4;
 /// Addresses of one announcement. More are not looked at.
@@ -427,8 +430,9 @@ pub const GOODBYE_MAX: Duration = Duration::from_millis(500);
 pub const DISCOVER_AFTER: Duration = Duration::from_millis(700);
 /// How long a client whose addresses have all refused it looks round, before it says so.
 pub const DISCOVER_INSTEAD: Duration = Duration::from_secs(1);
-/// How long announcements are gathered before one is chosen: nodes answer a question within a quarter of a second.
-pub const DISCOVER_GATHER: Duration = Duration::from_millis(300);
+/// How long announcements are gathered behind the first before one is chosen: whoever hears a question answers it after 10 to
+/// 120 ms (RFC 6762 section 6). Who is late is only not chosen first.
+pub const DISCOVER_GATHER: Duration = Duration::from_millis(150);
 /// How long a client remembers a node that was announced: as long as multicast's own records of addresses live.
 pub const CANDIDATE_LIFE: Duration = Duration::from_secs(120);
 /// A dial of an announced address that had no answer for so long counts as failed when the round ends.

@@ -121,6 +121,8 @@ async fn a_broker_that_is_killed_again_and_again_keeps_its_word() {
     // A reader ends by an error alone.
     assert!(readers.try_join_next().is_none());
     drop(readers);
+    let waits = (0..PRODUCERS.len()).flat_map(|number| run.waits(number));
+    println!("longest wait for an ack {:?}", waits.map(|(_, wait)| wait).max());
     judge(&History { operations, live, last }, &kills);
 }
 

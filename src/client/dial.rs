@@ -14,12 +14,13 @@ use rand::seq::SliceRandom as _;
 use tokio::{
     sync::mpsc,
     task::JoinSet,
-    time::{Instant, MissedTickBehavior, interval, sleep_until, timeout},
+    time::{Instant, sleep_until, timeout},
 };
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info};
 
 mod refusal;
+mod silence;
 
 use self::refusal::refusal;
 use super::{
@@ -434,7 +435,7 @@ pub(super) async fn greet(
     let mut control = JoinSet::new();
     let asks = manner.asks.clone().map(|asks| (asks, connection.stable_id()));
     control.spawn(watch_control(reader, send, Arc::clone(&leaving), asks));
-    control.spawn(watch_silence(connection.clone()));
+    control.spawn(silence::watch(endpoint.clone(), connection.clone()));
     let moved = CancellationToken::new();
     Ok(Session { connection, welcome, address, leaving, moved, _control: control })
 }
@@ -481,43 +482,6 @@ async fn watch_control(
     }
 }
 
-/// Closes the connection of a node that answers nothing any more: its machine is gone, or the way to it. QUIC's own idle
-/// timeout must be long, because it ends a connection for good on both sides; here another node may serve in a moment, and
-/// to leave for nothing costs one dial.
-async fn watch_silence(connection: Connection) {
-    let mut looks = interval(SILENCE_LOOK);
-    looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let (mut heard, mut asked) = (0, 0);
-    let mut unanswered: Option<Instant> = None;
-    loop {
-        let now = looks.tick().await;
-        let stats = connection.stats();
-        let received = stats.udp_rx.datagrams;
-        // What the node must answer, if only with an acknowledgement.
-        let sent = stats.frame_tx.stream + stats.frame_tx.ping;
-        if received != heard {
-            (heard, asked, unanswered) = (received, sent, None);
-            continue;
-        }
-        if sent != asked {
-            asked = sent;
-            unanswered.get_or_insert(now);
-        }
-        let most = SILENCE_MAX + stats.path.rtt * SILENCE_ROUND_TRIPS;
-        if unanswered.is_some_and(|since| now > since + most) {
-            info!(address = %connection.remote_address(), "node is silent, another one is tried");
-            connection.close(CloseCode::Done.code().into(), b"silent");
-            return;
-        }
-    }
-}
-
-/// How often it is looked whether the node answers.
-const SILENCE_LOOK: Duration = Duration::from_millis(100);
-/// How long a node may leave unanswered what it must acknowledge at once, and so many round trips more: a machine that is
-/// busy for half a second is not gone.
-const SILENCE_MAX: Duration = Duration::from_millis(600);
-const SILENCE_ROUND_TRIPS: u32 = 6;
 /// Addresses that are remembered of those that a node tells.
 const ADDRESSES_TOLD_MAX: usize = 64;
 /// Addresses of one round. More are not tried.

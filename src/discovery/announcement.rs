@@ -31,6 +31,16 @@ pub struct Announcement {
 }
 
 impl Announcement {
+    /// The instance name, by multicast. The number in it tells sites apart whose nodes have the same names: without it the one
+    /// that is announced last would hide the other.
+    #[must_use]
+    pub fn instance(&self) -> String {
+        let counted =
+            format!("{} ({})", self.node, u16::from_be_bytes([self.ca.0[0], self.ca.0[1]]));
+        // Longer than a label may be: then responders have to notice that two are called alike.
+        if counted.len() > LABEL_LEN_MAX { self.node.to_string() } else { counted }
+    }
+
     /// The TXT keys.
     #[must_use]
     pub fn to_txt(&self) -> Vec<(&'static str, String)> {
@@ -87,10 +97,11 @@ impl Announcement {
     }
 }
 
-/// Two sites may have a node of the same name: then one is announced as `edge-1 (2)` (RFC 6762 section 9).
+/// Two sites may have a node of the same name: each has a number behind it, its own or a counter (RFC 6762 section 9), which
+/// avahi writes as ` #2`.
 fn without_counter(instance: &str) -> &str {
-    let counted = instance.strip_suffix(')').and_then(|rest| rest.rsplit_once(" ("));
-    match counted {
+    let in_brackets = instance.strip_suffix(')').and_then(|rest| rest.rsplit_once(" ("));
+    match in_brackets.or_else(|| instance.rsplit_once(" #")) {
         Some((name, number)) if number.parse::<u32>().is_ok() => name,
         _ => instance,
     }
@@ -126,6 +137,9 @@ impl FromStr for CaPrefix {
         Ok(Self(number.ok_or(BadAnnouncement::Value { key: "ca" })?.to_be_bytes()))
     }
 }
+
+/// Bytes of one label of a name (RFC 1035 section 2.3.4).
+const LABEL_LEN_MAX: usize = 63;
 
 /// An announcement that names no node of ours.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -182,9 +196,26 @@ mod tests {
         let keys: Vec<(&str, &str)> = keys.iter().map(|(k, v)| (*k, v.as_str())).collect();
         assert_eq!(read("edge-1", &keys), Ok(announcement()));
         assert_eq!(read("edge-1 (2)", &keys), Ok(announcement()));
+        assert_eq!(read("edge-1 #2", &keys), Ok(announcement()));
         assert!(read("edge-1 (x)", &keys).is_err() && read("", &keys).is_err());
         let bytes: usize = keys.iter().map(|(k, v)| k.len() + v.len() + 2).sum();
         assert!(bytes < 200, "{bytes}: a packet holds several");
+    }
+
+    #[test]
+    fn nodes_of_two_sites_may_have_the_same_name() {
+        let ours = announcement();
+        let theirs = Announcement { ca: CaPrefix::of(&[0xa6; 32]), ..announcement() };
+        assert_eq!(ours.instance(), "edge-1 (42405)");
+        assert_ne!(ours.instance(), theirs.instance());
+        let longest =
+            Announcement { node: "n".repeat(63).parse().expect("name"), ..announcement() };
+        for said in [ours, theirs, longest] {
+            let keys = said.to_txt();
+            let keys = keys.iter().map(|(k, v)| (*k, v.as_str()));
+            assert!(said.instance().len() <= LABEL_LEN_MAX);
+            assert_eq!(Announcement::from_txt(&said.instance(), keys), Ok(said.clone()));
+        }
     }
 
     #[test]

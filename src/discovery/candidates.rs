@@ -107,7 +107,7 @@ impl Candidates {
         if known.is_none() {
             // An instance that now names another node names the former one no more.
             self.gone(sighting.source, &sighting.instance);
-            if !self.make_room(key, sighting.source) {
+            if !self.make_room(key, &sighting) {
                 return false;
             }
         }
@@ -215,8 +215,11 @@ impl Candidates {
         self.failed.get(address).map(|failure| failure.until).filter(|until| *until > now)
     }
 
-    /// Whether there is room for one more announcement of this node; if need be another node goes.
-    fn make_room(&mut self, key: NodeKey, source: Source) -> bool {
+    /// Whether there is room for one more announcement of this node; if need be another node goes. First one whose addresses
+    /// others name as well: they are dialled all the same, and who answers there says who it is. So a thousand nodes at one
+    /// address take the place of none.
+    fn make_room(&mut self, key: NodeKey, sighting: &Sighting) -> bool {
+        let source = sighting.source;
         if let Some(node) = self.nodes.get_mut(&key) {
             if node.sightings.len() >= SIGHTINGS_PER_CANDIDATE_MAX {
                 let failed =
@@ -237,16 +240,30 @@ impl Candidates {
             let tries = node.addresses().map(|a| self.failed.get(&a).map_or(0, |f| f.tries));
             tries.min().unwrap_or(u32::MAX)
         };
+        if self.are_named(&sighting.addresses, 1) {
+            return false;
+        }
         let worst = self
             .nodes
             .iter()
             .filter(|(_, node)| !node.proven && (!crowded || named(node)))
-            .map(|(key, node)| (tries(node), *key))
+            .map(|(key, node)| {
+                let all: Vec<SocketAddr> = node.addresses().collect();
+                (self.are_named(&all, 2), tries(node), *key)
+            })
             .max();
         match worst {
-            Some((tries, key)) if tries > 0 => self.nodes.remove(&key).is_some(),
+            Some((spare, tries, key)) if spare || tries > 0 => self.nodes.remove(&key).is_some(),
             _ => false,
         }
+    }
+
+    /// Whether each of these addresses is named by so many nodes of the table.
+    fn are_named(&self, addresses: &[SocketAddr], by: usize) -> bool {
+        let names = |node: &&Candidate, address| node.addresses().any(|known| known == address);
+        addresses.iter().all(|address| {
+            self.nodes.values().filter(|node| names(node, *address)).take(by).count() == by
+        })
     }
 }
 

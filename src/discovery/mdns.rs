@@ -108,11 +108,11 @@ impl Mdns {
         // The machine's own name is left to whoever looks after it: with our addresses under that name, avahi would see a
         // conflict.
         let host = format!("dunlin-{}-{}{LOCAL}", node.ca, node.id);
-        let name = node.node.as_str();
+        let name = node.instance();
         let info = match self.reach {
-            Reach::One(ip) => ServiceInfo::new(&ty, name, &host, ip, port, &keys[..])?,
+            Reach::One(ip) => ServiceInfo::new(&ty, &name, &host, ip, port, &keys[..])?,
             Reach::All | Reach::AllV4 => {
-                ServiceInfo::new(&ty, name, &host, "", port, &keys[..])?.enable_addr_auto()
+                ServiceInfo::new(&ty, &name, &host, "", port, &keys[..])?.enable_addr_auto()
             }
         };
         Ok(self.daemon.register(info)?)

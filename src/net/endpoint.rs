@@ -177,16 +177,20 @@ pub fn client(
     limits: &ConnectionLimits,
 ) -> Result<Endpoint, EndpointError> {
     let config = client_config(tls, limits)?;
-    let v6 = SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0));
-    let v4 = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0));
-    // A kernel without IPv6 still has the other.
-    let (address, socket) = match bind(v6) {
-        Ok(socket) => (v6, socket),
-        Err(_) => (v4, bind(v4).map_err(|source| EndpointError::Bind { address: v4, source })?),
-    };
+    let (address, socket) = bind_to_dial()?;
     let mut endpoint = open(EndpointConfig::default(), None, socket, address)?;
     endpoint.set_default_client_config(config);
     Ok(endpoint)
+}
+
+/// Gives an endpoint that dials another socket, from which its connections let their nodes hear of them at once: for when the
+/// addresses of this machine have changed. What still comes to the former one is read until the first packet comes to this.
+///
+/// # Errors
+/// If no socket can be had: then the former one stays.
+pub fn rebind(endpoint: &Endpoint) -> Result<(), EndpointError> {
+    let (address, socket) = bind_to_dial()?;
+    endpoint.rebind(socket).map_err(|source| EndpointError::Bind { address, source })
 }
 
 /// What connections that are dialled get: for `Endpoint::connect_with`.
@@ -212,6 +216,19 @@ fn open(
     let runtime = Arc::new(quinn::TokioRuntime);
     Endpoint::new(config, server, socket, runtime)
         .map_err(|source| EndpointError::Bind { address, source })
+}
+
+fn bind_to_dial() -> Result<(SocketAddr, UdpSocket), EndpointError> {
+    let v6 = SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0));
+    let v4 = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0));
+    // A kernel without IPv6 still has the other.
+    match bind(v6) {
+        Ok(socket) => Ok((v6, socket)),
+        Err(_) => match bind(v4) {
+            Ok(socket) => Ok((v4, socket)),
+            Err(source) => Err(EndpointError::Bind { address: v4, source }),
+        },
+    }
 }
 
 fn bind(address: SocketAddr) -> io::Result<UdpSocket> {

@@ -21,7 +21,7 @@ use crate::{
     },
     limits::{
         ANNOUNCE_INTERVAL, DISCOVERED_ADDRESSES_MAX, DNS_INTERVAL, DNS_RETRY, LOAD_STEP,
-        MDNS_COUNT_INTERVAL, MDNS_RETRY, MULTICAST_SILENCE,
+        MDNS_COUNT_INTERVAL, MDNS_RETRY, MULTICAST_SILENCE, STRANGERS_MAX,
     },
     net::{Credentials, authority::Fingerprint},
     types::{NodeId, NodeRole},
@@ -302,6 +302,12 @@ impl Beacon {
     fn see(&self, sighting: Sighting) {
         let (id, node) = (sighting.announcement.id, sighting.announcement.node.clone());
         let mut table = self.table();
+        // Whoever floods this network with nodes that the site does not have leaves room for those that it has, and for one that has
+        // just joined: this node may not know it yet.
+        let is_stranger = !self.group.read(|site| site.nodes.contains_key(&id));
+        if is_stranger && table.nodes().count() >= STRANGERS_MAX {
+            return;
+        }
         if !table.see(sighting, self.doors.clock.uptime()) || id == self.base.id {
             return;
         }

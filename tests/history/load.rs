@@ -47,6 +47,8 @@ pub(crate) struct Run {
     events: AtomicU64,
     pub(crate) under_way: AtomicU64,
     acks: Vec<AtomicU64>,
+    /// Of each producer: when a record was found to be acked, and how long after its `send`.
+    waits: Vec<Mutex<Vec<(Instant, Duration)>>>,
     pub(crate) stop: AtomicBool,
     sessions: Vec<Mutex<Vec<Seen>>>,
 }
@@ -64,6 +66,7 @@ impl Run {
             events: AtomicU64::new(0),
             under_way: AtomicU64::new(0),
             acks: habits.iter().map(|_| AtomicU64::new(0)).collect(),
+            waits: habits.iter().map(|_| Mutex::default()).collect(),
             stop: AtomicBool::new(false),
             sessions: topics.iter().map(|_| Mutex::default()).collect(),
         }
@@ -82,6 +85,12 @@ impl Run {
 
     pub(crate) fn acks(&self) -> Vec<u64> {
         self.acks.iter().map(|acks| acks.load(SeqCst)).collect()
+    }
+
+    /// When each record of a producer was found to be acked, and how long after its `send`. One that lets several wait looks at them
+    /// once a tick.
+    pub(crate) fn waits(&self, producer: usize) -> Vec<(Instant, Duration)> {
+        self.waits[producer].lock().unwrap().clone()
     }
 
     /// Waits until every producer has got further acks, for at least this long since the first of them. Returns their count.
@@ -210,7 +219,7 @@ pub(crate) struct Producer {
     habit: Habit,
     publisher: Publisher,
     run: Arc<Run>,
-    waiting: VecDeque<(usize, AckFuture)>,
+    waiting: VecDeque<(usize, Instant, AckFuture)>,
     operations: Vec<Operation>,
 }
 
@@ -227,7 +236,7 @@ impl Producer {
                     self.settle_oldest().await;
                 }
             }
-            while self.waiting.front().is_some_and(|(_, ack)| ack.try_get().is_some()) {
+            while self.waiting.front().is_some_and(|(_, _, ack)| ack.try_get().is_some()) {
                 self.settle_oldest().await;
             }
         }
@@ -252,15 +261,19 @@ impl Producer {
         self.run.under_way.fetch_add(1, SeqCst);
         self.operations.push(operation);
         let at = self.operations.len() - 1;
+        let sent = Instant::now();
         match self.publisher.send(record_of(value)).await {
-            Ok(ack) => self.waiting.push_back((at, ack)),
+            Ok(ack) => self.waiting.push_back((at, sent, ack)),
             Err(error) => self.settled(at, Err(error)),
         }
     }
 
     async fn settle_oldest(&mut self) {
-        let Some((at, ack)) = self.waiting.pop_front() else { return };
+        let Some((at, sent, ack)) = self.waiting.pop_front() else { return };
         let outcome = ack.await;
+        if outcome.is_ok() {
+            self.run.waits[self.number].lock().unwrap().push((Instant::now(), sent.elapsed()));
+        }
         self.settled(at, outcome);
     }
 

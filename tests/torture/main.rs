@@ -18,13 +18,19 @@
 #[path = "../history/mod.rs"]
 mod history;
 
+mod avahi;
 mod clock;
+mod cold;
 mod discovery;
 mod failover;
 mod far;
 mod fault;
+mod lab;
+mod moving;
 mod network;
 mod site;
+mod spoof;
+mod spread;
 mod upgrade;
 mod wire;
 
@@ -394,6 +400,16 @@ fn failover_times() {
     block_on(network.unwrap_or(Network::Loopback), async |network| {
         let site = Site::start(failover::SHAPE, network).await;
         failover::measure(site, &trials, usize::try_from(count).unwrap()).await;
+    });
+}
+
+/// Clients over nodes of unequal weight, as many as `DUNLIN_SPREAD` says. A smaller run without load is among the tests of the API.
+#[test]
+fn spread() {
+    let Some(count) = number_from("DUNLIN_SPREAD") else { return };
+    block_on(Network::Loopback, async |network| {
+        let site = Site::start(THREE, network).await;
+        spread::measure(site, usize::try_from(count).unwrap()).await;
     });
 }
 

@@ -213,15 +213,37 @@ impl Switch {
     }
 
     fn add_host(&self, number: usize) -> Result<(), String> {
-        let (middle, host, port) = (self.middle(), self.host(number), format!("p{number}"));
-        let address = format!("10.77.0.{}/24", number + 1);
+        let host = self.host(number);
         run("ip", &["netns", "add", &host])?;
-        let pair = ["link", "add", "eth0", "type", "veth", "peer", "name", &port, "netns", &middle];
-        run("ip", &[&["-n", &host][..], &pair].concat())?;
-        run("ip", &["-n", &middle, "link", "set", &port, "master", "br0", "up"])?;
-        run("ip", &["-n", &host, "addr", "add", &address, "dev", "eth0"])?;
         run("ip", &["-n", &host, "link", "set", "lo", "up"])?;
+        self.add_cable(&host, "eth0", &format!("p{number}"))?;
+        let address = format!("10.77.0.{}/24", number + 1);
+        run("ip", &["-n", &host, "addr", "add", &address, "dev", "eth0"])?;
         run("ip", &["-n", &host, "link", "set", "eth0", "up"]).map(drop)
+    }
+
+    /// A cable from a host to a port of the bridge; the host's end is down.
+    pub(crate) fn add_cable(&self, host: &str, interface: &str, port: &str) -> Result<(), String> {
+        let middle = self.middle();
+        let pair = ["link", "add", interface, "type", "veth", "peer", "name", port];
+        run("ip", &[&["-n", host][..], &pair, &["netns", &middle]].concat())?;
+        run("ip", &["-n", &middle, "link", "set", port, "master", "br0", "up"]).map(drop)
+    }
+
+    /// Gives a host an IPv6 address beside the other one.
+    pub(crate) fn add_ipv6(&self, host: &str, last: usize) -> Result<(), String> {
+        let address = format!("fd77::{last:x}/64");
+        run("ip", &["-n", host, "addr", "add", &address, "dev", "eth0", "nodad"]).map(drop)
+    }
+
+    /// Where this process is.
+    pub(crate) fn clients_address(&self) -> Ipv4Addr {
+        Ipv4Addr::new(10, 77, 0, u8::try_from(CLIENTS + 1).unwrap())
+    }
+
+    /// The host that this process is on.
+    pub(crate) fn clients(&self) -> String {
+        self.host(CLIENTS)
     }
 
     fn middle(&self) -> String {

@@ -66,10 +66,11 @@ impl Node {
         fs::create_dir(&dir).unwrap();
         let (address, found_at) = (network.address(number), network.found_at(number));
         let data = dir.join("data").display().to_string();
+        // All clients of a test come from one address.
         let level = env::var("DUNLIN_TORTURE_LOG").unwrap_or_else(|_| "info".into());
         let text = format!(
             "[node]\nname = '{name}'\ndata_dir = '{data}'\n[listen]\naddress = '{address}:{PORT}'\n\
-             advertise = ['{found_at}']\nhttp = 'off'\n\
+             advertise = ['{found_at}']\nhttp = 'off'\n[limits]\nhandshakes_per_address = 1000\n\
              [storage]\nshards = {}\nlow_space = '16MiB'\nballast = '8MiB'\n\
              [log]\nlevel = '{level}'\nformat = 'text'\n",
             shape.shards

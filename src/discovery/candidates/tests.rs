@@ -153,6 +153,26 @@ fn a_flood_hides_nobody_for_long() {
 }
 
 #[test]
+fn a_thousand_nodes_at_one_address_take_the_place_of_none() {
+    let mut table = Candidates::of_site(Some(ca(1)));
+    for id in 1_000..2_000 {
+        table.see(seen(id, &["10.0.0.9:1"]), NOW);
+    }
+    for id in 1..=3 {
+        assert!(table.see(seen(id, &[&address(id)]), NOW), "{id}");
+    }
+    for id in 2_000..3_000 {
+        table.see(seen(id, &["10.0.0.9:1", "10.0.0.1:7440"]), NOW);
+    }
+    assert_eq!(table.nodes().count(), CANDIDATES_PER_SOURCE_MAX);
+    let order: Vec<String> = table.order(NOW, 1).iter().map(ToString::to_string).collect();
+    for wanted in [&address(1), &address(2), &address(3), "10.0.0.9:1"] {
+        assert!(order.iter().any(|address| address == wanted), "{wanted} in {order:?}");
+    }
+    assert_eq!(order.len(), 4);
+}
+
+#[test]
 fn impostors_of_a_node_crowd_it_out_no_longer_than_until_they_are_dialled() {
     let mut table = Candidates::default();
     for nth in 0..10 {
