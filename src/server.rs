@@ -597,6 +597,7 @@ impl Ahead {
             connections: self.doors.connections.clone(),
             stopping: self.doors.stopping.clone(),
             draining: AtomicBool::new(false),
+            cut_off: AtomicBool::new(false),
             leave: Mutex::new(self.doors.stopping.child_token()),
         })
     }

@@ -99,6 +99,16 @@ impl Controller {
         }
     }
 
+    /// Whether the way to a node is cut, and the node is not down: one that this node hears says that it hears it.
+    #[must_use]
+    pub fn is_cut_from(&self, node: NodeId, now: Duration) -> bool {
+        let hears = |(from, (at, hears)): (&NodeId, &(Duration, Vec<NodeId>))| {
+            let from = self.heard.get(from).filter(|from| !from.rhythm.is_silent(now));
+            hears.contains(&node) && from.is_some_and(|f| f.rhythm.would_be_fresh(*at, now))
+        };
+        !self.lives(node, now) && self.reports.iter().any(hears)
+    }
+
     /// The elections to propose now.
     pub fn tick<'a>(
         &mut self,

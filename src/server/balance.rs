@@ -71,7 +71,7 @@ impl Balance {
         if asks.is_empty() {
             return;
         }
-        let drains = shared.is_draining();
+        let drains = shared.gives_clients_away();
         let (leave, within, why) = match drains {
             true => (Leave::Soon, BALANCE_DRAIN_MAX, "gives its clients away"),
             false => (Leave::Please, Duration::ZERO, "has more clients than its share"),
@@ -120,7 +120,7 @@ impl Balance {
 /// The weight that counts for clients: a witness serves none, nor does who gives its work away.
 fn weight(shared: &Shared, id: NodeId, node: &NodeRecord, now: Duration) -> u32 {
     let drains = match id == shared.engine.me.node {
-        true => shared.is_draining(),
+        true => shared.gives_clients_away(),
         false => shared.liveness.work(id, now).is_some_and(|work| work.draining),
     };
     if node.role == NodeRole::Data && !node.draining && !drains { node.weight } else { 0 }

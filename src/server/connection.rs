@@ -68,6 +68,8 @@ pub(super) struct Shared {
     pub(super) stopping: CancellationToken,
     /// This node gives its work to others.
     pub(super) draining: AtomicBool,
+    /// The way from this node to one that leads is cut; others reach it.
+    pub(super) cut_off: AtomicBool,
     /// Cancelled, and replaced, when the clients that are here now are to go elsewhere.
     pub(super) leave: Mutex<CancellationToken>,
 }
@@ -75,6 +77,11 @@ pub(super) struct Shared {
 impl Shared {
     pub(super) fn is_draining(&self) -> bool {
         self.stopping.is_cancelled() || self.draining.load(Ordering::Relaxed)
+    }
+
+    /// Whether clients do better with any other node.
+    pub(super) fn gives_clients_away(&self) -> bool {
+        self.is_draining() || self.cut_off.load(Ordering::Relaxed)
     }
 
     /// How busy this node is, in percent: of the connections that it may have, or of what may wait for its disk.

@@ -1,7 +1,10 @@
 //! The pulse of a node: tells the others that it lives, ticks its shards, and decides about elections while it leads the
 //! metadata group.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use tokio::{
     sync::mpsc,
@@ -10,7 +13,9 @@ use tokio::{
 
 use super::{connection::Shared, engine::Engine, slot::Slot};
 use crate::{
-    limits::{HEARTBEAT, ISOLATED_AFTER, STAND_AGAIN, STOOD_STILL_AFTER},
+    limits::{
+        CUT_OFF_AFTER, CUT_OFF_AGAIN, HEARTBEAT, ISOLATED_AFTER, STAND_AGAIN, STOOD_STILL_AFTER,
+    },
     peer::Heartbeat,
     replication::{Controller, LogEnd, ShardDigest},
     types::{NodeId, ShardId},
@@ -25,6 +30,10 @@ struct Pulse {
     sent_at: Option<Duration>,
     /// When a majority of the voters was heard last.
     majority_at: Duration,
+    /// Since when a node that leads is heard by others and not by this one.
+    cut_since: Option<Duration>,
+    /// When clients were sent away for that last.
+    sent_away_at: Option<Duration>,
     /// When this node asked for the lead of the metadata group last.
     stood_at: Duration,
     /// When this node beat last.
@@ -47,6 +56,8 @@ pub(super) async fn run(
         sent: 0,
         sent_at: None,
         majority_at: now,
+        cut_since: None,
+        sent_away_at: None,
         stood_at: now,
         beat_at: now,
     };
@@ -58,6 +69,7 @@ pub(super) async fn run(
             _ = ticks.tick() => {
                 pulse.beat(&shared);
                 pulse.look_whether_isolated(&shared);
+                pulse.look_whether_cut_off(&shared);
             }
             Some(beat) = heard.recv() => pulse.hear(&shared, &beat),
             // The senders live in the group.
@@ -97,7 +109,7 @@ impl Pulse {
             digests: engine.slots.iter().filter_map(digest).collect(),
             connections: shared.clients.len(),
             load: shared.load(),
-            draining: shared.is_draining(),
+            draining: shared.gives_clients_away(),
             damaged: engine.damage.len() > 0,
         };
         if due && let Some(links) = engine.links.get() {
@@ -130,6 +142,34 @@ impl Pulse {
             shared.move_clients();
         } else {
             tracing::warn!("a majority of the site's nodes is heard again, publishes are taken");
+        }
+    }
+
+    /// A node that does not reach one that leads, where others do, is of no use to clients: they are asked to go to nodes that
+    /// it hears, and come back by weight when the way is there again.
+    fn look_whether_cut_off(&mut self, shared: &Shared) {
+        let engine = &shared.engine;
+        let now = engine.clock.uptime();
+        let cut = engine.group.read(|site| {
+            let leads = site.shards.iter().filter_map(|shard| shard.primary);
+            let mut others = leads.map(|primary| primary.node).filter(|n| *n != engine.me.node);
+            others.find(|node| self.controller.is_cut_from(*node, now))
+        });
+        self.cut_since = cut.map(|_| self.cut_since.unwrap_or(now));
+        let cut_off = self.cut_since.is_some_and(|since| now >= since + CUT_OFF_AFTER);
+        if cut_off && self.sent_away_at.is_none_or(|at| now >= at + CUT_OFF_AGAIN) {
+            self.sent_away_at = Some(now);
+            shared.move_clients();
+        }
+        if cut_off == shared.cut_off.swap(cut_off, Ordering::Relaxed) {
+            return;
+        }
+        match cut.filter(|_| cut_off) {
+            Some(node) => tracing::error!(
+                %node,
+                "a node that leads is heard by others, and not by this one: clients are asked to go to others"
+            ),
+            None => tracing::warn!("all nodes that lead are heard again"),
         }
     }
 

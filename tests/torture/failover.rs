@@ -24,16 +24,19 @@ pub(crate) enum Trial {
     BackupKilled,
     PrimaryStopped,
     PrimaryDrained,
+    /// From one other node; the third hears both.
+    PrimaryCutFromOne,
 }
 
 impl Trial {
-    pub(crate) const ALL: [Self; 6] = [
+    pub(crate) const ALL: [Self; 7] = [
         Self::PrimaryKilled,
         Self::PrimaryAndControllerKilled,
         Self::PrimaryUnplugged,
         Self::BackupKilled,
         Self::PrimaryStopped,
         Self::PrimaryDrained,
+        Self::PrimaryCutFromOne,
     ];
 
     fn in_words(self) -> &'static str {
@@ -44,6 +47,7 @@ impl Trial {
             Self::BackupKilled => "backup killed",
             Self::PrimaryStopped => "primary stopped by SIGTERM, longest wait",
             Self::PrimaryDrained => "primary drained, longest wait",
+            Self::PrimaryCutFromOne => "primary cut from another node",
         }
     }
 
@@ -54,8 +58,13 @@ impl Trial {
             Self::PrimaryKilled => (ms(1_000), ms(1_500)),
             Self::PrimaryAndControllerKilled => (None, ms(2_000)),
             Self::PrimaryStopped | Self::PrimaryDrained => (None, ms(250)),
-            Self::PrimaryUnplugged | Self::BackupKilled => (None, None),
+            Self::PrimaryUnplugged | Self::BackupKilled | Self::PrimaryCutFromOne => (None, None),
         }
+    }
+
+    /// Whether it is done to the network.
+    pub(crate) fn needs_switch(self) -> bool {
+        matches!(self, Self::PrimaryUnplugged | Self::PrimaryCutFromOne)
     }
 
     /// The word that chooses it.
@@ -149,6 +158,7 @@ pub(crate) async fn once(
     let (primary, controller) = arrange(site, trial).await;
     let victim = match trial {
         Trial::BackupKilled => site.nodes().find(|n| ![primary, controller].contains(n)).unwrap(),
+        Trial::PrimaryCutFromOne => site.nodes().find(|n| *n != primary).unwrap(),
         _ => primary,
     };
     let mut tasks = JoinSet::new();
@@ -173,6 +183,7 @@ pub(crate) async fn once(
     let fault = Instant::now();
     match trial {
         Trial::PrimaryUnplugged => site.network.switch().unwrap().plug(victim, "down").unwrap(),
+        Trial::PrimaryCutFromOne => site.network.switch().unwrap().cut(victim, primary).unwrap(),
         Trial::PrimaryStopped => drop(site.stop(victim).await.unwrap()),
         Trial::PrimaryDrained => {
             set_draining(site, victim, true).await.unwrap();
@@ -200,6 +211,7 @@ pub(crate) async fn once(
     match trial {
         Trial::PrimaryUnplugged => site.network.switch().unwrap().plug(victim, "up").unwrap(),
         Trial::PrimaryDrained => set_draining(site, victim, false).await.unwrap(),
+        Trial::PrimaryCutFromOne => site.network.heal().unwrap(),
         _ => site.restart(victim).await.unwrap(),
     }
     site.in_sync(PATIENCE).await.unwrap();

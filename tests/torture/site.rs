@@ -367,6 +367,21 @@ impl Site {
         }
     }
 
+    /// Waits until every node votes in the metadata group.
+    pub(crate) async fn all_vote(&self) -> Result<(), String> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let status = self.status().await?;
+            if status.nodes.iter().all(|node| node.votes) {
+                return Ok(());
+            }
+            if Instant::now() > deadline {
+                return Err(format!("not all vote within {PATIENCE:?}: {status:?}"));
+            }
+            sleep(LOOK_EVERY).await;
+        }
+    }
+
     /// Gives the node's data a small disk of its own, before it is started. Needs root.
     pub(crate) fn own_disk(&mut self, number: usize, mib: u32) -> Result<(), String> {
         let data = self.nodes[number].dir.join("data");

@@ -135,3 +135,17 @@ fn time_in_which_this_node_stood_still_is_nobodys_silence() {
     assert!(controller.lives(NodeId(1), now));
     assert!(!controller.lives(NodeId(1), now + FENCE_AFTER), "what comes after counts");
 }
+
+#[test]
+fn a_node_that_only_others_hear_is_cut_off_and_one_that_nobody_hears_is_down() {
+    let now = SECOND * 20;
+    let cut = |reports: &[(u64, &[u64])], now| {
+        let mut controller = Controller::new(FENCE_AFTER, Duration::ZERO);
+        report(&mut controller, reports, SECOND * 20);
+        controller.is_cut_from(NodeId(1), now)
+    };
+    assert!(cut(&[(2, &[1, 2, 3]), (3, &[2, 3])], now));
+    assert!(!cut(&[(2, &[2, 3]), (3, &[2, 3])], now), "nobody hears it");
+    assert!(!cut(&[(1, &[1, 2]), (2, &[1, 2])], now), "it is heard here");
+    assert!(!cut(&[(2, &[1, 2])], now + FENCE_AFTER), "the report is old");
+}
