@@ -6,6 +6,7 @@ mod acks;
 mod balance;
 mod clients;
 mod clock;
+mod clock_memory;
 mod connection;
 mod damage;
 mod discovery;
@@ -76,7 +77,6 @@ use self::{
     start::{Disk, NodeIdentity},
 };
 use crate::{
-    broker::ClockGuard,
     cluster::{BootClaim, GroupError, MetaGroup, MetaReject, MetaTiming, NodeInfo},
     config::Config,
     discovery::{Candidates, Reach},
@@ -653,8 +653,7 @@ impl Ahead {
         start::ready(&engine, alone).await?;
         let marks = start::disk_marks(&self.config);
         housekeeping::check_disk(&shared, &marks);
-        let clock_guard = ClockGuard::new(engine.newest_record());
-        self.run(housekeeping::run(Arc::clone(&shared), marks, clock_guard));
+        self.run(housekeeping::run(Arc::clone(&shared), marks));
         let http_address = self.http(&shared).await?;
         self.open.send_replace(Some(Arc::clone(&shared)));
         let Boot { node: number, incarnation } = engine.me;

@@ -4,9 +4,8 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::time::{MissedTickBehavior, interval};
 
-use super::connection::Shared;
+use super::{clock_memory::ClockMemory, connection::Shared};
 use crate::{
-    broker::ClockGuard,
     limits::{DISK_CHECK_INTERVAL, EXPIRIES_PER_ROUND_MAX, RETENTION_INTERVAL},
     storage::{Ballast, free_bytes},
     types::Retention,
@@ -21,10 +20,10 @@ pub(super) struct DiskMarks {
 }
 
 /// Runs until the node stops.
-pub(super) async fn run(shared: Arc<Shared>, marks: DiskMarks, guard: ClockGuard) {
+pub(super) async fn run(shared: Arc<Shared>, marks: DiskMarks) {
     let stopping = shared.stopping.clone();
     let disk = watch_disk(Arc::clone(&shared), marks);
-    let retention = trim_topics(shared, guard);
+    let retention = trim_topics(shared);
     tokio::select! {
         () = stopping.cancelled() => {}
         () = disk => {}
@@ -94,26 +93,33 @@ fn spare(shared: &Shared) -> u64 {
 /// Index, state and the database's own pages, with room for a commit.
 const SPARE_MARGIN: u64 = 32 * 1024 * 1024;
 
-async fn trim_topics(shared: Arc<Shared>, guard: ClockGuard) {
+async fn trim_topics(shared: Arc<Shared>) {
     let mut ticks = ticks(RETENTION_INTERVAL);
+    let mut memory = ClockMemory::load(&shared.data_dir, shared.engine.newest_record());
     let mut trusted = true;
     loop {
         ticks.tick().await;
         let clock = shared.engine.clock;
-        let agrees = guard.agrees(clock.wall(), clock.uptime());
+        let agrees = memory.guard.look(clock.wall(), clock.uptime());
         if agrees != trusted {
             trusted = agrees;
             if trusted {
                 tracing::warn!("wall clock can be right again, age limits work");
             } else {
                 tracing::error!(
-                    "wall clock is far ahead of the newest record, age limits are suspended"
+                    "wall clock has jumped far ahead, age limits are suspended: if it is right, they work again in an hour"
                 );
             }
         }
         let shared = Arc::clone(&shared);
+        let mut saved = memory.clone();
+        let work = tokio::task::spawn_blocking(move || {
+            saved.save();
+            round(&shared, trusted);
+            saved
+        });
         // A panic in there is in the log; the next round tries again.
-        let _ = tokio::task::spawn_blocking(move || round(&shared, trusted)).await;
+        memory = work.await.unwrap_or(memory);
     }
 }
 
