@@ -31,6 +31,8 @@ pub(super) struct Lane {
     next_sequence: u64,
     /// A batch has left without being stored: those behind it cannot follow it under this producer.
     rebase: bool,
+    /// The last batch under this producer that was past its deadline while it could be under way: it may come to be stored.
+    expired_to: Option<Sequence>,
     /// What stood in the way last.
     obstacle: Obstacle,
     paused_until: Option<Instant>,
@@ -90,6 +92,7 @@ impl Lane {
             producer,
             next_sequence: 0,
             rebase: false,
+            expired_to: None,
             obstacle: Obstacle::default(),
             paused_until: None,
             pauses: 0,
@@ -168,6 +171,7 @@ impl Lane {
         }
         self.producer = fresh();
         self.next_sequence = 0;
+        self.expired_to = None;
         for entry in &mut self.entries {
             entry.sequence = Sequence(self.next_sequence);
             entry.bytes = readdress(&entry.bytes, self.producer, entry.sequence);
@@ -244,7 +248,11 @@ impl Lane {
     pub(super) fn expire(&mut self, now: Instant, after: Duration) -> Vec<Removed> {
         let mut removed = Vec::new();
         while self.entries.front().is_some_and(|entry| entry.deadline <= now) {
-            let cause = self.entries[0].obstacle.clone();
+            let Entry { obstacle, flying, maybe_stored, sequence, .. } = &self.entries[0];
+            let cause = obstacle.clone();
+            if *flying || *maybe_stored {
+                self.expired_to = Some(*sequence);
+            }
             removed.push(self.give_up(0, &PublishError::Expired { after, cause }));
         }
         if self.open.as_ref().is_some_and(|open| open.deadline <= now) {
@@ -315,8 +323,13 @@ impl Lane {
             self.entries[at].maybe_stored = true;
             return vec![self.give_up(at, &PublishError::Fault(Box::new(fault.clone())))];
         };
-        for entry in self.entries.iter_mut().filter(|entry| entry.sequence > expected) {
-            entry.maybe_stored = false;
+        // Nothing behind the expected one is stored. If that one was given up while it could still be under way, on a path that
+        // was lost, it may yet be stored, and what was sent behind it after it: that stays uncertain, and keeps its sequence
+        // until it is past its own deadline.
+        if self.expired_to.is_none_or(|last| expected > last) {
+            for entry in self.entries.iter_mut().filter(|entry| entry.sequence > expected) {
+                entry.maybe_stored = false;
+            }
         }
         // Either the expected one is here and will be sent again before this one, or it left without being stored.
         if !self.entries.iter().any(|entry| entry.sequence == expected) {

@@ -340,6 +340,29 @@ fn a_record_past_its_deadline_is_expired_or_unknown() {
 }
 
 #[test]
+fn a_gap_behind_a_batch_that_may_still_come_says_nothing_of_those_after_it() {
+    let mut bench = Bench::new(OutboxOptions { batch_len: 1, ..options() });
+    bench.push("first");
+    bench.pass(1_000);
+    bench.push("second");
+    bench.outbox.flush();
+    assert_eq!(bench.sends().len(), 2);
+    // Both may lie with a node that stands still, and be passed on when it goes on.
+    bench.outbox.lost(&Obstacle::Lost("test".into()));
+    bench.pass(59_000);
+    let mut effects = Vec::new();
+    bench.outbox.poll(bench.now, &mut effects);
+    assert!(matches!(Bench::settled(effects)[..], [Err(PublishError::Unknown { .. })]));
+    bench.open();
+    assert_eq!(bench.sends().len(), 1);
+    assert!(bench.nack(0, &gap(0)).is_empty());
+    bench.pass(1_000);
+    let mut effects = Vec::new();
+    bench.outbox.poll(bench.now, &mut effects);
+    assert!(matches!(Bench::settled(effects)[..], [Err(PublishError::Unknown { .. })]));
+}
+
+#[test]
 fn without_a_producer_nothing_is_numbered() {
     let mut bench = Bench::new(OutboxOptions { batch_len: 1, idempotent: false, ..options() });
     for value in ["a", "b", "c"] {
