@@ -118,7 +118,12 @@ impl Core {
 }
 
 impl RecentLog {
+    /// Keeps an entry. Where those before it were not kept, as while there was no other replica, those before them are of no
+    /// use: all that is kept is in one piece.
     pub(super) fn push(&mut self, entry: Entry) {
+        if self.entries.back().is_some_and(|last| last.header.lsn.next() != entry.header.lsn) {
+            self.clear();
+        }
         self.bytes += entry.header.entry_len();
         self.entries.push_back(entry);
         while self.bytes > RECENT_LOG_BYTES_MAX
@@ -219,6 +224,21 @@ mod tests {
         recent.truncate(Lsn(6));
         assert_eq!(recent.read(Lsn(5), Lsn(9), 1_000).as_deref(), Some(&entries[5..6]));
         assert_eq!(recent.end_at(Lsn(7)), None);
+    }
+
+    #[test]
+    fn nothing_is_kept_from_before_a_gap() {
+        let entries = log(20);
+        let mut recent = RecentLog::default();
+        // From 8 to 14 the node was alone.
+        entries[2..8].iter().chain(&entries[15..]).cloned().for_each(|entry| recent.push(entry));
+        for lsn in (3..=15).map(Lsn) {
+            assert_eq!(recent.end_at(lsn), None, "{lsn}");
+        }
+        assert_eq!(recent.read(Lsn(7), Lsn(20), 1_000), None);
+        assert_eq!(recent.read(Lsn(8), Lsn(20), 1_000), None);
+        assert_eq!(recent.end_at(Lsn(16)), Some(entries[15].end()));
+        assert_eq!(recent.read(Lsn(15), Lsn(20), 1_000).as_deref(), Some(&entries[15..]));
     }
 
     #[test]
