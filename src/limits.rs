@@ -159,6 +159,9 @@ pub const HAND_OVER_MAX: Duration = Duration::from_millis(500);
 pub const FLOOR_INTERVAL: Duration = Duration::from_secs(5);
 /// The same while only one replica has the newest entries.
 pub const FLOOR_INTERVAL_ALONE: Duration = Duration::from_millis(200);
+/// A replica that has left its set by itself is not asked back for so long: longer than a node takes to stop. One that
+/// lives on comes back.
+pub const LEFT_WAIT: Duration = Duration::from_secs(10);
 /// A replica that was removed must have kept pace for [`LAG_MAX`] before it is added again, twice as long each time, at
 /// most so many times.
 pub const REJOIN_DOUBLINGS_MAX: u32 = 3;

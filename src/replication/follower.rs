@@ -33,8 +33,8 @@ pub(super) struct Follower {
     pub(super) regressed: bool,
     /// This primary has asked for it to leave the set, and has not seen it out.
     pub(super) put_out: bool,
-    /// It has left the set by itself: this boot is about to stop, and is not asked back.
-    pub(super) left: bool,
+    /// When it has left the set by itself: this boot is about to stop, and is not asked back for a while.
+    pub(super) left_at: Option<Duration>,
     /// The last question of [`super::Primary::ask_barrier`] that this boot has answered.
     pub(super) barrier: u64,
 }
@@ -86,7 +86,7 @@ impl Follower {
             removals: 0,
             regressed: false,
             put_out: false,
-            left: false,
+            left_at: None,
             barrier: 0,
         }
     }
@@ -97,7 +97,7 @@ impl Follower {
         self.restart();
         self.acked = Lsn(0);
         self.barrier = 0;
-        self.left = false;
+        self.left_at = None;
     }
 
     /// Asks for its state anew.

@@ -41,7 +41,7 @@ pub struct Primary<E> {
     /// A member that may not be removed is down.
     stuck: bool,
     /// The time of the last input that had one.
-    now: Duration,
+    pub(super) now: Duration,
     /// No silence shorter than this means that a replica is down.
     fence: Duration,
 }

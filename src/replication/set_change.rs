@@ -13,7 +13,10 @@ use super::{
     primary::Primary,
 };
 use crate::{
-    limits::{FLOOR_INTERVAL, FLOOR_INTERVAL_ALONE, LAG_MAX, REJOIN_DOUBLINGS_MAX, REPLICA_RETRY},
+    limits::{
+        FLOOR_INTERVAL, FLOOR_INTERVAL_ALONE, LAG_MAX, LEFT_WAIT, REJOIN_DOUBLINGS_MAX,
+        REPLICA_RETRY,
+    },
     types::{Boot, Lsn, NodeId},
 };
 
@@ -90,7 +93,8 @@ impl<E: LogEntry> Primary<E> {
             if next.required().all(|required| required != node)
                 && let Some(follower) = self.followers.get_mut(&node)
             {
-                follower.left = !std::mem::take(&mut follower.put_out);
+                let by_itself = !std::mem::take(&mut follower.put_out);
+                follower.left_at = by_itself.then_some(self.now);
             }
         }
     }
@@ -124,7 +128,7 @@ impl<E: LogEntry> Primary<E> {
         replicas
             .filter_map(|node| Some((*node, self.followers.get(node)?)))
             .filter(|(_, follower)| self.has_all(follower) && !is_dead(follower, now))
-            .filter(|(_, follower)| !follower.left)
+            .filter(|(_, follower)| follower.left_at.is_none_or(|at| now >= at + LEFT_WAIT))
             .find(|(_, follower)| {
                 let since = follower.in_sync_since;
                 // To keep pace it must have had the epoch's start, too.

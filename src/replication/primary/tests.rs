@@ -1,6 +1,6 @@
 use super::*;
 use crate::{
-    limits::FENCE_AFTER,
+    limits::{FENCE_AFTER, LEFT_WAIT},
     replication::{
         ShardChange, Stored,
         fixture::{Bare, BareLog, after, boot},
@@ -254,6 +254,21 @@ fn who_leaves_by_itself_is_asked_back_in_its_next_boot() {
             world.hear_boot(replica, Body::Durable(Lsn(12)), now);
             assert_eq!(added(&world.proposed(now)), None, "it is about to stop");
         }
+        let mut stays = world.primary.clone();
+        let (mut out, late) = (Vec::new(), SECOND + LEFT_WAIT);
+        let body = Body::Durable(Lsn(12));
+        let (shard, epoch, to) = (ShardId(0), Epoch(4), boot(1, 1));
+        stays.message(
+            Envelope { shard, epoch, from: replica, to, body },
+            late,
+            &world.log,
+            &mut out,
+        );
+        stays.tick(late, &world.log, &mut out);
+        let back = |effect: &Effect<Bare>| {
+            matches!(effect, Effect::Propose(ShardChange::AddPending { .. }))
+        };
+        assert!(out.iter().any(back), "it did not stop");
         let boots = [(1, 1), (2, 2), (3, 8)].map(|(n, i)| (NodeId(n), Incarnation(i))).into();
         world.primary.configure(&config, &boots, SECOND * 8, &mut world.out);
         for body in [state(&[1, 1, 1, 1, 1, 2, 2, 2, 3, 3]), Body::Durable(Lsn(12))] {
