@@ -60,7 +60,7 @@ impl TsigKey {
     /// # Errors
     /// What is wrong, and where. No part of the secret is in it.
     pub fn parse(text: &str) -> Result<Self, BadTsigKey> {
-        let mut words = Words { rest: text.chars(), line: 1 };
+        let mut words = Words { rest: text.chars(), line: 1, is_yaml: false };
         let first = words.must("a key")?;
         let key = match first.text.as_str() {
             "key" => in_braces(&mut words),
@@ -150,6 +150,7 @@ impl Word {
 struct Words<'a> {
     rest: Chars<'a>,
     line: usize,
+    is_yaml: bool,
 }
 
 impl Words<'_> {
@@ -167,15 +168,16 @@ impl Words<'_> {
         BadTsigKey { line: self.line, problem: problem.into() }
     }
 
-    /// Passes over blanks and comments: `# ..`, `// ..` and `/* .. */`.
+    /// Passes over blanks and comments: `# ..`, and in BIND's form `// ..` and `/* .. */`, which in the other one may begin a
+    /// secret.
     fn skip(&mut self) -> Result<(), BadTsigKey> {
         loop {
             let rest = self.rest.as_str();
-            if rest.starts_with('#') || rest.starts_with("//") {
+            if rest.starts_with('#') || (rest.starts_with("//") && !self.is_yaml) {
                 while self.peek().is_some_and(|c| c != '\n') {
                     self.take();
                 }
-            } else if let Some(comment) = rest.strip_prefix("/*") {
+            } else if let Some(comment) = rest.strip_prefix("/*").filter(|_| !self.is_yaml) {
                 let begun = self.line;
                 let Some(end) = comment.find("*/") else {
                     return Err(BadTsigKey {
@@ -293,6 +295,7 @@ fn in_braces(words: &mut Words<'_>) -> Result<TsigKey, BadTsigKey> {
 /// `- id: NAME`, `algorithm: WORD`, `secret: WORD`, as Knot DNS has it.
 fn in_yaml(words: &mut Words<'_>) -> Result<TsigKey, BadTsigKey> {
     let mut parts = Parts::default();
+    words.is_yaml = true;
     words.expect("-")?;
     while let Some(field) = words.next()? {
         match field.text.as_str() {

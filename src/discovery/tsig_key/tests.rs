@@ -31,6 +31,15 @@ fn both_forms_of_a_key_are_read() {
 }
 
 #[test]
+fn a_secret_that_begins_like_a_comment_is_a_secret() {
+    // One key in 4,096 does.
+    let secret = "//BmSwNoxI6solXvJ8v7BrXZFHYcX/iUhEqvY7Og3FA=";
+    for text in [braces("edge", "hmac-sha256", secret), yaml("edge", "hmac-sha256", secret)] {
+        assert_eq!(BASE64.encode(TsigKey::parse(&text).expect(&text).secret()), secret);
+    }
+}
+
+#[test]
 fn a_bad_key_is_refused_with_its_line_and_without_its_secret() {
     let good = braces("edge", "hmac-sha256", SECRET);
     let refused = |text: &str, line: usize, part: &str| {
