@@ -10,8 +10,8 @@ use crate::types::Timestamp;
 /// while the clock was wrong would vouch for it when it is wrong again. A clock that is further ahead of that than the time
 /// that has passed since, and a week for what the machine was switched off, is not believed, and age limits are suspended: a
 /// wrong clock keeps records too long, but deletes none. After a longer rest, or on a machine that boots without a clock and
-/// gets the time later, it is believed once it has run on from where it jumped to for [`PROVEN_AFTER`]: long enough for
-/// whoever sets clocks to set a wrong one right. A clock that goes back deletes nothing, and is believed at once.
+/// gets the time later, it is believed once it has run on from where it jumped to for an hour: long enough for whoever
+/// sets clocks to set a wrong one right. A clock that goes back deletes nothing, and is believed at once.
 #[derive(Clone, Copy, Debug)]
 pub struct ClockGuard {
     /// The time that was believed last, and how long after the start that was.

@@ -162,22 +162,31 @@ pub enum BadAnnouncement {
 }
 
 #[cfg(test)]
+impl Announcement {
+    /// What a data node of the site "plant" says.
+    pub(crate) fn fixture(node: &str, id: u64) -> Self {
+        Self {
+            site: "plant".parse().expect("name"),
+            node: node.parse().expect("name"),
+            id: NodeId(id),
+            role: NodeRole::Data,
+            weight: 100,
+            load: 0,
+            version: "0.1.0".into(),
+            ca: CaPrefix::of(&[0xa5; 32]),
+        }
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
     use super::*;
 
     fn announcement() -> Announcement {
-        Announcement {
-            site: "plant".parse().expect("name"),
-            node: "edge-1".parse().expect("name"),
-            id: NodeId(7),
-            role: NodeRole::Witness,
-            weight: 250,
-            load: 40,
-            version: "0.1.0".into(),
-            ca: CaPrefix::of(&[0xa5; 32]),
-        }
+        let data = Announcement::fixture("edge-1", 7);
+        Announcement { role: NodeRole::Witness, weight: 250, load: 40, ..data }
     }
 
     fn read(instance: &str, keys: &[(&str, &str)]) -> Result<Announcement, BadAnnouncement> {

@@ -162,19 +162,9 @@ pub const ZONE_TTL: u32 = 120;
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::types::NodeRole;
 
     fn node(id: u64, name: &str) -> Announcement {
-        Announcement {
-            site: "plant".parse().expect("name"),
-            node: name.parse().expect("name"),
-            id: NodeId(id),
-            role: NodeRole::Data,
-            weight: 100,
-            load: 0,
-            version: "0.1.0".into(),
-            ca: CaPrefix::of(&[0xa5; 32]),
-        }
+        Announcement::fixture(name, id)
     }
 
     fn addresses(all: &[&str]) -> Vec<Address> {

@@ -359,16 +359,7 @@ mod tests {
 
     #[test]
     fn a_load_is_told_when_it_has_moved_far_and_all_else_at_once() {
-        let told = Announcement {
-            site: "plant".parse().expect("name"),
-            node: "n".parse().expect("name"),
-            id: NodeId(1),
-            role: NodeRole::Data,
-            weight: 100,
-            load: 20,
-            version: "0".into(),
-            ca: CaPrefix::of(&[0; 32]),
-        };
+        let told = Announcement { load: 20, ..Announcement::fixture("n", 1) };
         let at = |load, weight| Announcement { load, weight, ..told.clone() };
         assert!(!is_news(&told, &at(29, 100)) && !is_news(&told, &at(11, 100)));
         assert!(is_news(&told, &at(30, 100)) && is_news(&told, &at(10, 100)));

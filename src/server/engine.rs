@@ -334,10 +334,16 @@ impl Engine {
 
     /// What clients are told who are to leave: with other nodes about, they need not wait for this one.
     pub(super) fn goodbye(&self) -> Fault {
-        let fault = Fault::new(Code::Stopping, "the node is stopping");
-        match self.group.read(|site| site.nodes.len()) {
-            0 | 1 => fault,
-            _ => Fault { retry: soon(), ..fault },
+        let stopping = Fault::new(Code::Stopping, "the node is stopping");
+        let alone = self.group.read(|site| site.nodes.len()) <= 1;
+        match (alone, self.leaving.load(Ordering::Relaxed)) {
+            (true, _) => stopping,
+            (false, true) => Fault { retry: soon(), ..stopping },
+            // It drains, or does not reach the others.
+            (false, false) => Fault {
+                retry: soon(),
+                ..Fault::new(Code::Stopping, "the node gives its clients away")
+            },
         }
     }
 

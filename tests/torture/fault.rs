@@ -4,7 +4,7 @@ use std::{fmt, time::Duration};
 
 use dunlin::client::{Client, ClusterStatus};
 use rand::{RngExt as _, rngs::StdRng, seq::IndexedRandom as _};
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use super::{
     clock, failover,
@@ -13,6 +13,8 @@ use super::{
     wire::Quality,
 };
 
+/// How long a site is waited for before it is looked whether a node has ended.
+const LOOK_AGAIN: Duration = Duration::from_secs(2);
 /// How far clocks are stepped.
 const YEARS: [i32; 4] = [-5, -1, 1, 5];
 
@@ -298,14 +300,9 @@ impl Damage {
     }
 
     /// Takes all back, and waits until the site is whole.
-    pub(crate) async fn mend(mut self, site: &mut Site) -> Result<(), String> {
+    pub(crate) async fn mend(self, site: &mut Site) -> Result<(), String> {
         for node in &self.full {
             site.fill_disk(*node, false);
-            // A write that failed ends a node, which its supervisor starts again.
-            if site.has_ended(*node) && !self.down.contains(node) {
-                site.kill(*node);
-                self.down.push(*node);
-            }
         }
         for node in &self.unplugged {
             site.network.switch().ok_or("no switch")?.plug(*node, "up")?;
@@ -328,16 +325,33 @@ impl Damage {
         for node in &self.draining {
             set_draining(site, *node, false).await?;
         }
+        self.in_sync(site).await?;
         let ended = site.ended();
         if !ended.is_empty() {
             return Err(ended.join(", "));
         }
-        site.in_sync(PATIENCE).await?;
         let Some(joined) = self.joined else { return Ok(()) };
         set_draining(site, joined, true).await?;
         failover::holds_nothing(site, joined).await;
         site.remove(joined)?;
         site.in_sync(PATIENCE).await
+    }
+
+    /// Waits until the site is whole. A write that failed ends a node, a moment later at that, and its supervisor starts it again.
+    async fn in_sync(&self, site: &mut Site) -> Result<(), String> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            for node in &self.full {
+                if site.has_ended(*node) {
+                    site.kill(*node);
+                    site.restart(*node).await?;
+                }
+            }
+            match site.in_sync(LOOK_AGAIN).await {
+                Err(_) if Instant::now() < deadline => {}
+                done => return done,
+            }
+        }
     }
 }
 

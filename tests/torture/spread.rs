@@ -70,6 +70,8 @@ struct Spread {
     readers: JoinSet<String>,
     /// When the node was down: what clients waited then is no cost of a move.
     faults: Vec<(Instant, Instant)>,
+    /// Where more moved than was needed.
+    too_many: Vec<String>,
 }
 
 /// The whole of it, with a verdict.
@@ -122,8 +124,8 @@ impl Spread {
         }
         let places = Arc::new(Mutex::new(Places::default()));
         let watch = tokio::spawn(watch(clients.clone(), Arc::clone(&places)));
-        let faults = Vec::new();
-        Self { site, admin, clients, run, places, watch, producers, readers, faults }
+        let (faults, too_many) = (Vec::new(), Vec::new());
+        Self { site, admin, clients, run, places, watch, producers, readers, faults, too_many }
     }
 
     /// A node is stopped under load, and started again when nobody is left without a place.
@@ -155,7 +157,7 @@ impl Spread {
     }
 
     /// Waits until all is as it should be. What may move is what one node lacks, and for each of the others what the band allows.
-    async fn moves_no_more_than_needed(&self, wanted: u64, to: NodeId, most: Duration) {
+    async fn moves_no_more_than_needed(&mut self, wanted: u64, to: NodeId, most: Duration) {
         let moves = || self.places.lock().unwrap().moves.len() as u64;
         let (before, had) = (moves(), self.at(to));
         self.until_even("again", most).await;
@@ -163,7 +165,10 @@ impl Spread {
         let band = (wanted * BALANCE_BAND_PERCENT / 100).max(BALANCE_BAND_MIN);
         let needed = wanted.saturating_sub(had);
         println!("  {moved} moved, {needed} were lacking");
-        assert!(moved <= needed + 3 * band, "{moved} moved, {needed} were lacking");
+        if moved > needed + 3 * band {
+            // Judged at the end: what moved too much may still have lost nothing.
+            self.too_many.push(format!("{moved} moved, {needed} were lacking"));
+        }
     }
 
     async fn until_even(&self, what: &str, most: Duration) {
@@ -241,6 +246,7 @@ impl Spread {
         row("of all the others", &mut usual);
         assert!(found.is_clean(), "{}", found.examples());
         assert_eq!(errors, 0);
+        assert_eq!(self.too_many, Vec::<String>::new());
     }
 
     /// The longest wait of each move, and all waits when neither that client moved nor a node was down.

@@ -1,22 +1,10 @@
 use super::*;
-use crate::{
-    discovery::CaPrefix,
-    types::{NodeName, NodeRole},
-};
+use crate::discovery::CaPrefix;
 
 const DOMAIN: &str = "plant.example";
 
 fn said(name: &str, id: u64) -> Announcement {
-    Announcement {
-        site: "plant".parse().expect("name"),
-        node: name.parse::<NodeName>().expect("name"),
-        id: NodeId(id),
-        role: NodeRole::Data,
-        weight: 100,
-        load: 0,
-        version: "0.1.0".into(),
-        ca: CaPrefix::of(&[0xa5; 32]),
-    }
+    Announcement::fixture(name, id)
 }
 
 fn wanted(said: Announcement, addresses: &[&str]) -> Wanted {

@@ -5,10 +5,7 @@ use hickory_proto::rr::rdata::{
 use tokio::{net::TcpListener, task::JoinSet};
 
 use super::*;
-use crate::{
-    discovery::{Announcement, dns::tests::Zone},
-    types::NodeRole,
-};
+use crate::discovery::{Announcement, dns::tests::Zone};
 
 const DOMAIN: &str = "site.plant.example";
 const NOW_S: u64 = 1_800_000_000;
@@ -24,16 +21,7 @@ fn key() -> TsigKey {
 }
 
 fn wanted() -> Wanted {
-    let said = Announcement {
-        site: "plant".parse().expect("name"),
-        node: "edge-1".parse().expect("name"),
-        id: NodeId(1),
-        role: NodeRole::Data,
-        weight: 100,
-        load: 0,
-        version: "0.1.0".into(),
-        ca: crate::discovery::CaPrefix::of(&[0xa5; 32]),
-    };
+    let said = Announcement::fixture("edge-1", 1);
     let addresses = vec!["10.0.0.7".parse().expect("address")];
     Wanted { said, addresses, serves: true, removed: BTreeSet::new() }
 }
