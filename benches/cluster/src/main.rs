@@ -112,14 +112,19 @@ impl Measurement {
 #[tokio::main]
 async fn main() -> ExitCode {
     let cli = Cli::parse();
-    let work = async {
+    // A task of the runtime, as producers are: on the main thread each ack would wake one thread more.
+    let mut work = tokio::spawn(async move {
         cli.common.describe()?;
         cli.what.run(&cli.common).await
-    };
-    // A dropped measurement ends its servers.
+    });
     let result = tokio::select! {
-        result = work => result,
-        ended = asked_to_end() => Err(ended.err().unwrap_or(Failure("interrupted".into()))),
+        result = &mut work => result.unwrap_or_else(|error| Err(error.into())),
+        ended = asked_to_end() => {
+            // A dropped measurement ends its servers.
+            work.abort();
+            let _ = work.await;
+            Err(ended.err().unwrap_or(Failure("interrupted".into())))
+        }
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
