@@ -60,6 +60,14 @@ fn batches(topics: &str) {
     let figures = format!("redb {:.0}, quinn {:.0} MB/s", floor(row, "redb"), floor(row, "echo"));
     let of_slower = number(row, "/floor/of_slower");
     line("  of the slower of bare redb and bare quinn", Wanted::AtLeast(0.6), of_slower, &figures);
+    let figures = format!("{:.0} MB/s", floor(row, "stored_echo"));
+    let of_stored = number(row, "/floor/of_stored_echo");
+    line(
+        "  of bare quinn that appends and flushes before it acks",
+        Wanted::ToKnow,
+        of_stored,
+        &figures,
+    );
 }
 
 /// One in flight, by one producer and by 64.
@@ -69,28 +77,45 @@ fn single_records() {
         let report = bench(&[&args[..], &["--producers", "1,64"], more].concat());
         let [one, all] = [report["rows"][0].clone(), report["rows"][1].clone()];
         let rates = [&one, &all].map(|row| number(row, "/publish/records_per_second"));
-        let echo = floor(&all, "echo") * 1e6 / 1024.0;
         let [one_rate, rate] = rates;
-        (
-            one,
-            number(&all, "/of_first"),
-            format!("{one_rate:.0} and {rate:.0} records/s, quinn {echo:.0}"),
-        )
+        let figures =
+            format!("{one_rate:.0} and {rate:.0} records/s, quinn {:.0}", echo("echo", &all));
+        let bare = [&one, &all].map(|row| echo("stored_echo", row));
+        (one, number(&all, "/of_first"), figures, bare)
     };
-    let (one, ratio, figures) = of_one(&["--connections", "1"]);
+    let (one, ratio, figures, bare) = of_one(&["--connections", "1"]);
     let name = "64 producers, one record in flight each, sharing a connection: of one";
     line(name, Wanted::AtLeast(20.0), ratio, &figures);
-    let (_, ratio, figures) = of_one(&[]);
+    bare_of_one(bare);
+    let (_, ratio, figures, bare) = of_one(&[]);
     line("  each with a connection of its own", Wanted::AtLeast(20.0), ratio, &figures);
+    bare_of_one(bare);
     let one = &one;
     let figures = format!(
-        "ack {:.0} us, fdatasync {:.0}, round trip {:.0}",
+        "ack {:.0} us, fdatasync {:.0}, round trip {:.0}, both in one {:.0}",
         number(one, "/publish/latency/p50_us"),
         number(one, "/floor/append_p50_us"),
-        number(one, "/floor/echo_p50_us")
+        number(one, "/floor/echo_p50_us"),
+        number(one, "/floor/stored_echo_p50_us")
     );
     let name = "one record in flight: ack p50 of fdatasync and round trip";
     line(name, Wanted::AtMost(2.5), number(one, "/floor/p50_of_both"), &figures);
+}
+
+/// The same of a server that does nothing but append and flush.
+fn bare_of_one([one, all]: [f64; 2]) {
+    let figures = format!("{one:.0} and {all:.0} records/s");
+    line(
+        "  bare quinn that appends and flushes before it acks",
+        Wanted::ToKnow,
+        all / one,
+        &figures,
+    );
+}
+
+/// Records of 1 KiB in a second.
+fn echo(name: &str, row: &Value) -> f64 {
+    floor(row, name) * 1e6 / 1024.0
 }
 
 /// Over 100 topics: single records of which about 64 KiB meet in a commit, and full batches of many producers.
@@ -154,15 +179,18 @@ fn stopped_reader() {
 enum Wanted {
     AtLeast(f64),
     AtMost(f64),
+    /// What others are measured by.
+    ToKnow,
 }
 
 fn line(name: &str, wanted: Wanted, measured: f64, figures: &str) {
-    let (sign, wanted, good) = match wanted {
-        Wanted::AtLeast(wanted) => (">=", wanted, measured >= wanted),
-        Wanted::AtMost(wanted) => ("<=", wanted, measured <= wanted),
+    let (wanted, good) = match wanted {
+        Wanted::AtLeast(wanted) => (format!(">= {wanted}"), measured >= wanted),
+        Wanted::AtMost(wanted) => (format!("<= {wanted}"), measured <= wanted),
+        Wanted::ToKnow => ("-".to_owned(), true),
     };
     let mark = if good { ' ' } else { '!' };
-    println!("{name:70} {:>8} {measured:>8.2}{mark}  {figures}", format!("{sign} {wanted}"));
+    println!("{name:70} {wanted:>8} {measured:>8.2}{mark}  {figures}");
 }
 
 /// One measurement, as JSON.

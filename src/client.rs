@@ -54,6 +54,7 @@ mod search;
 mod stream;
 mod subscriber;
 mod topics;
+mod turns;
 
 use tokio::sync::mpsc;
 

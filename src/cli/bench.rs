@@ -64,6 +64,9 @@ enum Other {
     Bare {
         #[arg(hide = true)]
         dir: PathBuf,
+        /// Where it stores
+        #[arg(hide = true)]
+        files: PathBuf,
     },
 }
 
@@ -76,7 +79,7 @@ impl Bench {
                 Some(Other::Read(read)) => read.run(global).await,
                 Some(Other::Idle(idle)) => idle.run(global).await,
                 Some(Other::Stopped(stopped)) => stopped.run(global).await,
-                Some(Other::Bare { dir }) => floor::serve(&dir).await,
+                Some(Other::Bare { dir, files }) => floor::serve(&dir, files).await,
             }
         })
     }

@@ -28,6 +28,7 @@ use super::{
     mover::Asked,
     search::{Hunt, Search},
     stream::{FrameReader, control, send_control},
+    turns::Turns,
 };
 use crate::{
     limits::{DIAL_SILENT, DISCOVER_AFTER, DISCOVER_INSTEAD, MOVE_DIAL_MAX, NODE_ADDRESSES_MAX},
@@ -45,6 +46,8 @@ pub(super) struct Session {
     pub(super) connection: Connection,
     pub(super) welcome: Welcome,
     pub(super) address: Address,
+    /// In which order its streams send what is published.
+    pub(super) turns: Turns,
     leaving: Arc<AtomicBool>,
     /// Cancelled when another connection has taken its place.
     moved: CancellationToken,
@@ -437,7 +440,15 @@ pub(super) async fn greet(
     control.spawn(watch_control(reader, send, Arc::clone(&leaving), asks));
     control.spawn(silence::watch(endpoint.clone(), connection.clone()));
     let moved = CancellationToken::new();
-    Ok(Session { connection, welcome, address, leaving, moved, _control: control })
+    Ok(Session {
+        connection,
+        welcome,
+        address,
+        turns: Turns::default(),
+        leaving,
+        moved,
+        _control: control,
+    })
 }
 
 async fn exchange_hello(

@@ -177,6 +177,11 @@ impl Outbox {
         }
     }
 
+    /// Batches that went over the stream and have no answer.
+    pub(super) fn unanswered(&self) -> usize {
+        self.flying_batches
+    }
+
     /// Tells whether all that went over a stream that is to be left is answered.
     pub(super) fn is_settled(&self) -> bool {
         self.flying_batches == 0 && self.stream.as_ref().is_some_and(|stream| stream.settling)

@@ -13,11 +13,13 @@ use tokio::{
     time::{interval, timeout},
 };
 
+mod append;
 mod bare;
 mod disk;
 mod download;
 mod echo;
 
+use self::bare::Use;
 pub(super) use self::bare::serve;
 use super::{
     plan::{Combination, Load},
@@ -47,6 +49,8 @@ pub(super) struct Floors {
     pub(super) redb: Floor,
     /// Frames up, acks down.
     pub(super) echo: Floor,
+    /// The same, with all that has come appended and flushed before its acks.
+    pub(super) stored_echo: Floor,
 }
 
 impl Floors {
@@ -65,8 +69,9 @@ impl Floors {
             _ => on_disk(dir, move |dir| disk::append(dir, CHUNK, lasting)).await?,
         };
         let redb = on_disk(dir, move |dir| disk::redb(dir, bytes, lasting)).await?;
-        let echo = quinn.echo(row, load, lasting).await?;
-        Ok(Self { append_chunks, append, redb, echo })
+        let echo = quinn.echo(Use::Upload, row, load, lasting).await?;
+        let stored_echo = quinn.echo(Use::StoredUpload, row, load, lasting).await?;
+        Ok(Self { append_chunks, append, redb, echo, stored_echo })
     }
 }
 
@@ -93,12 +98,17 @@ pub(super) struct BareQuinn {
 }
 
 impl BareQuinn {
-    pub(super) async fn start(program: &Path) -> Result<Self, Failure> {
+    /// Starts one that puts its files into `files`.
+    pub(super) async fn start(program: &Path, files: &Path) -> Result<Self, Failure> {
         let dir = tempfile::Builder::new().prefix("dunlin-quinn-").tempdir();
         let dir = dir.map_err(|error| Failure::runtime(format!("no directory: {error}")))?;
         let profile = own_broker::make_site(dir.path(), "own")?;
         let mut command = Command::new(program);
-        command.args(["bench", "bare"]).arg(dir.path()).stdin(std::process::Stdio::piped());
+        command
+            .args(["bench", "bare"])
+            .arg(dir.path())
+            .arg(files)
+            .stdin(std::process::Stdio::piped());
         let child = command.kill_on_drop(true).spawn();
         let mut child =
             child.map_err(|error| Failure::runtime(format!("cannot start bare quinn: {error}")))?;
@@ -121,6 +131,7 @@ impl BareQuinn {
     /// Sends frames as the producers of `row` do, over as many connections, as much in flight.
     async fn echo(
         &self,
+        what: Use,
         row: Combination,
         load: &Load,
         lasting: Duration,
@@ -130,7 +141,7 @@ impl BareQuinn {
         for _ in 0..load.connections(row) {
             clients.push(self.connect().await?);
         }
-        echo::run(clients, frames, lasting).await
+        echo::run(clients, what, frames, lasting).await
     }
 
     /// Takes so many bytes in frames of `frame_len` bytes, on one stream. Returns bytes per second.

@@ -104,7 +104,7 @@ impl Idle {
     }
 
     async fn quinn(&self, own: &Own) -> Result<Side, Failure> {
-        let server = Arc::new(BareQuinn::start(&own.program).await?);
+        let server = Arc::new(BareQuinn::start(&own.program, &own.dir).await?);
         let mut clients = vec![server.connect().await?];
         let before = Memory::settled(server.process_id()).await?;
         let connect = || {

@@ -32,7 +32,7 @@ pub(super) struct Publish {
     /// Where --local and --floor put their files [default: the system's place for temporary files]
     #[arg(long, value_name = "DIR")]
     dir: Option<PathBuf>,
-    /// Measure the disk, a bare redb and a bare QUIC echo, too, before each run (needs --local or --dir)
+    /// Measure the disk, a bare redb, a bare QUIC echo and one that stores, too, before each run (needs --local or --dir)
     #[arg(long)]
     floor: bool,
     /// Bytes of a record
@@ -157,7 +157,7 @@ impl Publish {
             false => Some((global.profile()?, global.connect().await?)),
         };
         let quinn = match self.floor {
-            true => Some(BareQuinn::start(&own.program).await?),
+            true => Some(BareQuinn::start(&own.program, &own.dir).await?),
             false => None,
         };
         Ok(Target { own, remote, quinn, topics: Mutex::default() })

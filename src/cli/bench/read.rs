@@ -70,7 +70,7 @@ impl Read {
     }
 
     async fn measure(&self, own: &Own) -> Result<Report, Failure> {
-        let quinn = BareQuinn::start(&own.program).await?;
+        let quinn = BareQuinn::start(&own.program, &own.dir).await?;
         let progress = progress(self.size.len() as u64 * u64::from(self.repeat));
         let mut rows = Vec::new();
         for &size in &self.size {

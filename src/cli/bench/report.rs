@@ -85,15 +85,21 @@ pub(super) struct Floors {
     pub(super) echo_frame: usize,
     pub(super) echo_mb_per_second: f64,
     pub(super) echo_p50_us: f64,
+    /// The same with an append and a flush before the acks.
+    pub(super) stored_echo_mb_per_second: f64,
+    pub(super) stored_echo_p50_us: f64,
     /// Bytes per second of the broker over those of the floors.
     pub(super) of_append_64k: f64,
     pub(super) of_append: f64,
     pub(super) of_redb: f64,
     pub(super) of_echo: f64,
+    pub(super) of_stored_echo: f64,
     /// The same over the slower of redb and echo.
     pub(super) of_slower: f64,
     /// Publish-to-ack p50 of the broker over the sum of append and echo.
     pub(super) p50_of_both: f64,
+    /// The same over that of a stored echo.
+    pub(super) p50_of_stored_echo: f64,
 }
 
 /// One run of a combination, with the floors measured just before.
@@ -177,6 +183,8 @@ impl Floors {
         let (append, append_p50) = (rate(|floors| floors.append), p50(|floors| floors.append));
         let (redb, redb_p50) = (rate(|floors| floors.redb), p50(|floors| floors.redb));
         let (echo, echo_p50) = (rate(|floors| floors.echo), p50(|floors| floors.echo));
+        let stored_echo = rate(|floors| floors.stored_echo);
+        let stored_echo_p50 = p50(|floors| floors.stored_echo);
         let ratio = |ours: f64, floor: f64| rounded(ours / floor.max(1e-9));
         let ours = publish.mb_per_second;
         Some(Self {
@@ -190,12 +198,16 @@ impl Floors {
             echo_frame: load.frame_records(row),
             echo_mb_per_second: echo,
             echo_p50_us: echo_p50,
+            stored_echo_mb_per_second: stored_echo,
+            stored_echo_p50_us: stored_echo_p50,
             of_append_64k: ratio(ours, append_64k),
             of_append: ratio(ours, append),
             of_redb: ratio(ours, redb),
             of_echo: ratio(ours, echo),
+            of_stored_echo: ratio(ours, stored_echo),
             of_slower: ratio(ours, redb.min(echo)),
             p50_of_both: ratio(publish.latency.p50_us, append_p50 + echo_p50),
+            p50_of_stored_echo: ratio(publish.latency.p50_us, stored_echo_p50),
         })
     }
 }
@@ -304,7 +316,7 @@ impl Report {
 
 impl Floors {
     /// Name, MB/s and p50 of each, and of those that are looked at together.
-    fn in_words(&self) -> [(String, Option<f64>, Option<f64>); 6] {
+    fn in_words(&self) -> [(String, Option<f64>, Option<f64>); 7] {
         let rate = |name: &str, rate, p50| (name.to_owned(), Some(rate), Some(p50));
         let kib = |bytes: usize| bytes as f64 / 1_024.0;
         let slower = self.redb_mb_per_second.min(self.echo_mb_per_second);
@@ -326,8 +338,9 @@ impl Floors {
                 self.echo_mb_per_second,
                 self.echo_p50_us,
             ),
+            rate("quinn and append", self.stored_echo_mb_per_second, self.stored_echo_p50_us),
             ("the slower of redb and quinn".to_owned(), Some(slower), None),
-            ("append and quinn".to_owned(), None, Some(both)),
+            ("sum of append and quinn".to_owned(), None, Some(both)),
         ]
     }
 }
@@ -370,6 +383,8 @@ append: write and fdatasync of one chunk after the other to a growing file of th
 redb:   the bare database: one table, rows of 64 KiB, two-phase commits with quick repair, as large.
 quinn:  bare quinn over loopback with the same TLS and limits: frames of so many records up, 24-byte acks
         down, as many in flight.
+quinn and append: the same, where all that has come is appended to one file and flushed before its acks: what any
+        broker must do with the same cores.
 p50:    of one append, one commit, one frame until its ack; publish-to-ack of the broker stands to it.
 ";
 
@@ -413,6 +428,7 @@ mod tests {
             append: floor(append),
             redb: floor(append * 2.0),
             echo: floor(append * 3.0),
+            stored_echo: floor(append / 4.0),
         };
         Run { measured, log: Some(log), floors: Some(floors) }
     }
@@ -448,6 +464,7 @@ mod tests {
         let floor = row.floor.expect("measured");
         assert_eq!((floor.of_append_64k, floor.of_append, floor.commit), (1.5, 0.75, 1_000));
         assert_eq!((floor.of_redb, floor.of_echo, floor.of_slower), (0.375, 0.25, 0.375));
+        assert_eq!(floor.of_stored_echo, 3.0);
         assert!((floor.p50_of_both - 2.0).abs() < 0.05);
     }
 

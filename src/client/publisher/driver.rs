@@ -15,6 +15,7 @@ use crate::{
         link::{DELAY_MIN, Link, delay_of},
         outbox::{Effect, NoSuchBatch},
         stream::{FrameReader, control, send_control, unexpected},
+        turns::{Turn, Turns},
     },
     limits::{MOVE_ACKS_BLIND_MAX, MOVE_ACKS_MAX, MOVE_RETRY},
     wire::{Ack, Frame, FrameType, Nack, PublishOk, PublishOpen, put_frame_head},
@@ -114,7 +115,7 @@ impl Driver {
         let Stream { mut send, mut reader, session, .. } = stream;
         let mut next = None;
         let ended = {
-            let writing = write(&self.shared, &mut send);
+            let writing = write(&self.shared, &mut send, &session.turns);
             let reading = read(&self.shared, &mut reader);
             let moving = self.successor(&session);
             tokio::pin!(writing, reading, moving);
@@ -296,14 +297,21 @@ enum Written {
 }
 
 /// Writes what is due.
-async fn write(shared: &Shared, send: &mut SendStream) -> Result<Written, StreamError> {
+async fn write(
+    shared: &Shared,
+    send: &mut SendStream,
+    turns: &Turns,
+) -> Result<Written, StreamError> {
+    let mut turn = Turn::default();
     let mut out = Vec::new();
     let mut chunks: Vec<Bytes> = Vec::new();
     loop {
         let now = Instant::now().into_std();
-        let (wake, done, gone, settled) = shared.decide(&mut out, |outbox, out| {
+        let (before, wake, done, gone, settled) = shared.decide(&mut out, |outbox, out| {
+            let before = outbox.unanswered();
             outbox.poll(now, out);
-            (outbox.next_wake(now), outbox.is_done(), outbox.must_reopen(), outbox.is_settled())
+            let (wake, done) = (outbox.next_wake(now), outbox.is_done());
+            (before, wake, done, outbox.must_reopen(), outbox.is_settled())
         });
         let mut heads = BytesMut::new();
         for effect in out.drain(..) {
@@ -314,6 +322,9 @@ async fn write(shared: &Shared, send: &mut SendStream) -> Result<Written, Stream
             chunks.push(bytes);
         }
         if !chunks.is_empty() {
+            let bytes = chunks.iter().map(Bytes::len).sum();
+            // Fails only on a stream that is over, and then writing says so.
+            let _ = send.set_priority(turn.next(turns, bytes, chunks.len() / 2, before));
             send.write_all_chunks(&mut chunks).await?;
             chunks.clear();
             continue;

@@ -1,15 +1,24 @@
 //! Both ends of bare quinn: our TLS and our limits, and nothing else of our own.
 //!
 //! A stream begins with a byte that says what it is for and 8 bytes that say how long a frame is. On an upload each frame
-//! is answered by an ack, acks together as many as are due after a read; a download is frames until nobody reads.
+//! is answered by an ack, acks together as many as are due after a read; on a stored one after it has been appended to a
+//! file and flushed, together with what came on other streams meanwhile. A download is frames until nobody reads.
 
-use std::{fs, io, net::SocketAddr, path::Path, sync::Arc};
+use std::{
+    fs, io,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use bytes::{BufMut as _, Bytes, BytesMut};
 use quinn::{Connection, Endpoint, RecvStream, SendStream};
-use tokio::{io::AsyncReadExt as _, task::JoinSet};
+use tokio::{io::AsyncReadExt as _, sync::mpsc, task::JoinSet};
 
-use super::ADDRESS_FILE;
+use super::{
+    ADDRESS_FILE,
+    append::{Appends, Upload},
+};
 use crate::{
     cli::{exit::Failure, now},
     limits::READ_BYTES_MAX,
@@ -26,10 +35,11 @@ use crate::{
 pub(super) enum Use {
     Upload = 0,
     Download = 1,
+    StoredUpload = 2,
 }
 
-/// Serves until standard input ends: its owner is gone.
-pub(in crate::cli::bench) async fn serve(dir: &Path) -> Result<(), Failure> {
+/// Serves until standard input ends: its owner is gone. What is stored goes to files in `files` that have no name.
+pub(in crate::cli::bench) async fn serve(dir: &Path, files: PathBuf) -> Result<(), Failure> {
     let credentials = Credentials::of_node(&dir.join("data/pki")).map_err(Failure::config)?;
     let tls = tls::server_config(&credentials, ClientAuth::Required, &[ALPN_CLIENT], now())
         .map_err(Failure::config)?;
@@ -40,6 +50,7 @@ pub(in crate::cli::bench) async fn serve(dir: &Path) -> Result<(), Failure> {
     let endpoint = endpoint.map_err(Failure::runtime)?;
     let address = endpoint.local_addr().map_err(Failure::runtime)?;
     fs::write(dir.join(ADDRESS_FILE), format!("{address}\n")).map_err(Failure::runtime)?;
+    let appends = Arc::new(Appends::new(files));
     let mut connections = JoinSet::new();
     let owner = async {
         let mut byte = [0];
@@ -48,10 +59,13 @@ pub(in crate::cli::bench) async fn serve(dir: &Path) -> Result<(), Failure> {
     tokio::pin!(owner);
     loop {
         tokio::select! {
-            Some(incoming) = endpoint.accept() => drop(connections.spawn(async move {
-                // A connection that ends is the end of its run.
-                let _ = async { answer(incoming.await?).await }.await;
-            })),
+            Some(incoming) = endpoint.accept() => {
+                let appends = Arc::clone(&appends);
+                drop(connections.spawn(async move {
+                    // A connection that ends is the end of its run.
+                    let _ = async { answer(incoming.await?, &appends).await }.await;
+                }));
+            }
             () = &mut owner => return Ok(()),
         }
     }
@@ -88,7 +102,7 @@ pub(super) async fn open(
     Ok((output, input))
 }
 
-async fn answer(connection: Connection) -> io::Result<()> {
+async fn answer(connection: Connection, appends: &Appends) -> io::Result<()> {
     let (output, mut input) = connection.accept_bi().await?;
     let mut head = [0; 9];
     input.read_exact(&mut head).await.map_err(io::Error::other)?;
@@ -97,28 +111,52 @@ async fn answer(connection: Connection) -> io::Result<()> {
     if what == Use::Download as u8 {
         return send(frame_len, output).await;
     }
-    acknowledge(frame_len, input, output).await
+    let uploads = (what == Use::StoredUpload as u8).then(|| appends.open()).transpose()?;
+    acknowledge(frame_len, uploads, input, output).await
 }
 
 async fn acknowledge(
     frame_len: u64,
+    uploads: Option<mpsc::Sender<Upload>>,
     mut input: RecvStream,
     mut output: SendStream,
 ) -> io::Result<()> {
-    let acks = Bytes::from(vec![0; ACK_LEN * ACKS_AT_ONCE]);
-    let mut bytes = 0;
-    loop {
-        let mut chunks: [Bytes; CHUNKS] = std::array::from_fn(|_| Bytes::new());
-        let Some(count) = input.read_chunks(&mut chunks).await? else { return Ok(()) };
-        bytes += chunks[..count].iter().map(|chunk| chunk.len() as u64).sum::<u64>();
-        let mut due = usize::try_from(bytes / frame_len).unwrap_or(usize::MAX);
-        bytes %= frame_len;
-        while due > 0 {
-            let now = due.min(ACKS_AT_ONCE);
-            output.write_chunk(acks.slice(..now * ACK_LEN)).await?;
-            due -= now;
+    let (stored, mut due) = mpsc::channel(ACKS_AT_ONCE);
+    let reading = async move {
+        let mut bytes = 0;
+        loop {
+            let mut chunks: [Bytes; CHUNKS] = std::array::from_fn(|_| Bytes::new());
+            let Some(count) = input.read_chunks(&mut chunks).await? else { return Ok(()) };
+            bytes += chunks[..count].iter().map(|chunk| chunk.len() as u64).sum::<u64>();
+            let frames = usize::try_from(bytes / frame_len).unwrap_or(usize::MAX);
+            bytes %= frame_len;
+            let over = match &uploads {
+                None => stored.send(frames).await.is_err(),
+                Some(uploads) => {
+                    let chunks = chunks.into_iter().take(count).collect();
+                    uploads.send(Upload { chunks, frames, stored: stored.clone() }).await.is_err()
+                }
+            };
+            if over {
+                return Err(io::ErrorKind::BrokenPipe.into());
+            }
         }
-    }
+    };
+    let writing = async {
+        let acks = Bytes::from(vec![0; ACK_LEN * ACKS_AT_ONCE]);
+        while let Some(mut frames) = due.recv().await {
+            while let Ok(more) = due.try_recv() {
+                frames += more;
+            }
+            while frames > 0 {
+                let now = frames.min(ACKS_AT_ONCE);
+                output.write_chunk(acks.slice(..now * ACK_LEN)).await?;
+                frames -= now;
+            }
+        }
+        Ok(())
+    };
+    tokio::try_join!(reading, writing).map(|((), ())| ())
 }
 
 /// Sends frames until nobody reads, as many at once as a node gives to one reader.

@@ -1,4 +1,4 @@
-//! Frames up, 24-byte acks down: publishing without a broker. Frames are written together, as many as there is room for.
+//! Frames up, 24-byte acks down: publishing without a broker, or with one that does nothing but store. Frames are written together, as many as there is room for.
 
 use std::{collections::VecDeque, io, time::Duration};
 
@@ -50,6 +50,7 @@ impl Frames {
 /// Sends over all connections at once.
 pub(super) async fn run(
     clients: Vec<(Endpoint, Connection)>,
+    what: Use,
     frames: Frames,
     lasting: Duration,
 ) -> Result<Floor, Failure> {
@@ -57,7 +58,7 @@ pub(super) async fn run(
     for (endpoint, connection) in clients {
         let frames = frames.clone();
         running.spawn(async move {
-            let result = publish(&connection, &frames, lasting).await;
+            let result = publish(&connection, what, &frames, lasting).await;
             connection.close(0u32.into(), b"");
             // Without it the other side would wait for its idle timeout.
             let _ = timeout(CLOSE_MAX, endpoint.wait_idle()).await;
@@ -80,12 +81,13 @@ pub(super) async fn run(
 
 async fn publish(
     connection: &Connection,
+    what: Use,
     Frames { frame, in_flight, .. }: &Frames,
     lasting: Duration,
 ) -> io::Result<(f64, Latencies)> {
     let at_once = (WRITE_LEN / frame.len()).clamp(1, *in_flight);
     let frames: Bytes = frame.repeat(at_once).into();
-    let (mut output, mut input) = bare::open(connection, Use::Upload, frame.len()).await?;
+    let (mut output, mut input) = bare::open(connection, what, frame.len()).await?;
     let mut flight = Flight::default();
     let begun = Instant::now();
     let mut chunks: [Bytes; CHUNKS] = std::array::from_fn(|_| Bytes::new());
