@@ -343,3 +343,6 @@ const LINGER: Duration = Duration::from_millis(1);
 /// Enough that the node always has some to commit while acks travel, few enough that batches fill when records are many.
 const LINGER_BEHIND: usize = 8;
 const DEADLINE: Duration = Duration::from_secs(60);
+
+#[cfg(test)]
+mod tests;
