@@ -383,8 +383,8 @@ append: write and fdatasync of one chunk after the other to a growing file of th
 redb:   the bare database: one table, rows of 64 KiB, two-phase commits with quick repair, as large.
 quinn:  bare quinn over loopback with the same TLS and limits: frames of so many records up, 24-byte acks
         down, as many in flight.
-quinn and append: the same, where all that has come is appended to one file and flushed before its acks: what any
-        broker must do with the same cores.
+quinn and append: the same, where all that has come is appended to one file and flushed before its
+        acks: what any broker must do with the same cores.
 p50:    of one append, one commit, one frame until its ack; publish-to-ack of the broker stands to it.
 ";
 

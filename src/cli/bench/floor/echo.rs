@@ -1,4 +1,5 @@
-//! Frames up, 24-byte acks down: publishing without a broker, or with one that does nothing but store. Frames are written together, as many as there is room for.
+//! Frames up, 24-byte acks down: publishing without a broker, or with one that does nothing but store. Frames are written
+//! together, as many as there is room for.
 
 use std::{collections::VecDeque, io, time::Duration};
 
