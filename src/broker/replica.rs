@@ -230,6 +230,13 @@ impl<W> Replica<W> {
         }
     }
 
+    /// This node itself has stood still for so long, which is no silence of others. To be called before [`Self::tick`].
+    pub fn stood_still(&mut self, time: Duration, now: Duration) {
+        if let Role::Primary(shard) = &mut self.role {
+            shard.stood_still(time, now);
+        }
+    }
+
     /// Gives the lead to another member of the set, as soon as it has all.
     ///
     /// # Errors

@@ -210,6 +210,10 @@ impl<W> Shard<W> {
         }
     }
 
+    pub(super) fn stood_still(&mut self, time: Duration, now: Duration) {
+        self.primary.stood_still(time, now);
+    }
+
     /// Lets the primary take an input that says whether the high watermark moved, and does what follows from it.
     pub(super) fn lead(
         &mut self,

@@ -108,6 +108,12 @@ impl Follower {
         self.told = Lsn(0);
     }
 
+    /// So much time was none in which the primary could have heard of it.
+    pub(super) fn excuse(&mut self, time: Duration, now: Duration) {
+        self.rhythm.excuse(time, now);
+        self.mark.1 = (self.mark.1 + time).min(now).max(self.mark.1);
+    }
+
     pub(super) fn acks(&mut self, end: Lsn) {
         self.acked = self.acked.max(end);
         self.acked_before = self.acked_before.max(end);

@@ -323,6 +323,14 @@ impl<E: LogEntry> Primary<E> {
         }
     }
 
+    /// This node itself has stood still for so long. Were that taken for silence of the others, it would put them all out of
+    /// the set as soon as it wakes, and be the only one that has what it acks then.
+    pub fn stood_still(&mut self, time: Duration, now: Duration) {
+        for follower in self.followers.values_mut() {
+            follower.excuse(time, now);
+        }
+    }
+
     /// The disk keeps nothing before this any more.
     pub fn log_starts_at(&mut self, start: Lsn) {
         self.log.starts_at(start);

@@ -248,6 +248,13 @@ impl Engine {
         }
     }
 
+    /// This node has stood still for so long, until now.
+    pub(super) fn stood_still(&self, time: Duration, now: Duration) {
+        for slot in &self.slots {
+            slot.lock().replica.stood_still(time, now);
+        }
+    }
+
     /// The disk has done so many appends and changes of a shard since the start.
     pub(super) fn written(&self, done: &[(ShardId, u64)]) {
         for (id, count) in done {

@@ -93,6 +93,7 @@ impl Pulse {
             let still = now.saturating_sub(self.beat_at + HEARTBEAT);
             tracing::debug!(?still, "this machine is busy");
             self.controller.stood_still(still, now);
+            engine.stood_still(still, now);
             self.majority_at = (self.majority_at + still).min(now);
         }
         self.beat_at = now;

@@ -200,6 +200,20 @@ fn a_silent_member_leaves_if_enough_stay_and_else_publishes_are_refused() {
 }
 
 #[test]
+fn who_has_stood_still_puts_nobody_out_for_it() {
+    let mut world = World::new(&[1, 2, 3], &[], 1);
+    world.sync();
+    let removed = |changes: Vec<ShardChange>| {
+        changes.iter().any(|change| matches!(change, ShardChange::Remove { .. }))
+    };
+    assert!(!removed(world.proposed(SECOND / 2)));
+    let woke = SECOND * 60;
+    world.primary.stood_still(woke - SECOND / 2, woke);
+    assert!(!removed(world.proposed(woke)), "what others have said meanwhile is still to be heard");
+    assert!(removed(world.proposed(woke + SECOND * 5)), "silence behind that is theirs");
+}
+
+#[test]
 fn a_replica_that_keeps_pace_comes_in_and_is_confirmed_with_the_epochs_start() {
     let mut world = World::new(&[1], &[], 1);
     world.sync();
