@@ -424,6 +424,8 @@ pub const TXT_KEYS_MAX: usize = 32;
 pub const MDNS_RECORDS_MAX: i64 = 2_000;
 /// How often that is counted.
 pub const MDNS_COUNT_INTERVAL: Duration = Duration::from_secs(15);
+/// How often a node that is down, and still announced, is asked whether it is there.
+pub const MDNS_ASK_AGAIN: Duration = Duration::from_secs(15);
 /// How soon mDNS is begun anew when it has ended.
 pub const MDNS_RETRY: Duration = Duration::from_secs(10);
 /// A load is announced again when it has moved by so many of 100.

@@ -1,7 +1,7 @@
 //! Announces this node while it serves, and hears where the other nodes of the site are.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     net::{IpAddr, SocketAddr},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
@@ -21,7 +21,7 @@ use crate::{
     },
     limits::{
         ANNOUNCE_INTERVAL, DISCOVERED_ADDRESSES_MAX, DNS_INTERVAL, DNS_RETRY, LOAD_STEP,
-        MDNS_COUNT_INTERVAL, MDNS_RETRY, MULTICAST_SILENCE, STRANGERS_MAX,
+        MDNS_ASK_AGAIN, MDNS_COUNT_INTERVAL, MDNS_RETRY, MULTICAST_SILENCE, STRANGERS_MAX,
     },
     net::{Credentials, authority::Fingerprint},
     types::{NodeId, NodeRole},
@@ -147,8 +147,8 @@ struct Heard<'a> {
     troubles: Troubles,
     /// What was announced last.
     told: Option<Announcement>,
-    /// Nodes that are down: they are asked once whether they are there.
-    asked: BTreeSet<NodeId>,
+    /// Nodes that are down, and when they were asked last whether they are there.
+    asked: BTreeMap<NodeId, Instant>,
     /// When another node was known last.
     heard_at: Instant,
     counted: Instant,
@@ -172,7 +172,7 @@ impl<'a> Heard<'a> {
             browse,
             troubles,
             told: None,
-            asked: BTreeSet::new(),
+            asked: BTreeMap::new(),
             heard_at: now,
             counted: now,
             silence_told: false,
@@ -253,7 +253,9 @@ impl<'a> Heard<'a> {
             let down = shared.liveness.of(key.id, now).is_some_and(|liveness| !liveness.up);
             if !down {
                 self.asked.remove(&key.id);
-            } else if self.asked.insert(key.id) {
+            } else if self.asked.get(&key.id).is_none_or(|at| at.elapsed() >= MDNS_ASK_AGAIN) {
+                // Once is not enough: it may have been back, and gone again, between two looks.
+                self.asked.insert(key.id, Instant::now());
                 for instance in node.instances(Source::Multicast) {
                     // If it cannot be asked now, its announcement ends by itself within two minutes.
                     let _ = self.mdns.verify(instance);
