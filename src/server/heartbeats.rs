@@ -94,6 +94,7 @@ impl Pulse {
             tracing::debug!(?still, "this machine is busy");
             self.controller.stood_still(still, now);
             engine.stood_still(still, now);
+            shared.liveness.stood_still(still, now);
             self.majority_at = (self.majority_at + still).min(now);
         }
         self.beat_at = now;

@@ -76,6 +76,11 @@ impl LivenessTable {
         heard.insert(boot.node, news);
     }
 
+    /// This machine stood still for so long: whoever was silent meanwhile may have spoken.
+    pub(super) fn stood_still(&self, time: Duration, now: Duration) {
+        self.heard().values_mut().for_each(|heard| heard.rhythm.excuse(time, now));
+    }
+
     /// Forgets nodes that the site has no more.
     pub(super) fn retain(&self, has: impl Fn(NodeId) -> bool) {
         self.heard().retain(|node, _| has(*node));
@@ -195,6 +200,22 @@ mod tests {
         assert_eq!(down, Some(Liveness { up: false, since_ms, clients: None }), "6 came late");
         table.take(&beat(2, 9, 1), 20 * SECOND);
         assert_eq!(table.of(NodeId(2), 20 * SECOND).map(|l| (l.up, l.since_ms)), Some((true, 0)));
+    }
+
+    #[test]
+    fn whoever_was_silent_while_this_machine_stood_still_is_up_until_it_had_time_to_speak() {
+        let table = LivenessTable::new(FENCE_AFTER);
+        table.take(&beat(2, 7, 1), SECOND);
+        let woke = SECOND + 9 * SECOND;
+        table.stood_still(9 * SECOND, woke);
+        let up = table.of(NodeId(2), woke).map(|l| (l.up, l.since_ms));
+        assert_eq!(up, Some((true, 9_000)));
+        let later = woke + FENCE_AFTER + HEARTBEAT;
+        assert_eq!(table.of(NodeId(2), later).map(|l| l.up), Some(false));
+        table.take(&beat(2, 7, 2), later);
+        table.stood_still(9 * SECOND, later + HEARTBEAT);
+        let heard_then = table.of(NodeId(2), later + HEARTBEAT + FENCE_AFTER + HEARTBEAT);
+        assert_eq!(heard_then.map(|l| l.up), Some(false), "nobody is heard in the future");
     }
 
     #[test]

@@ -96,6 +96,9 @@ pub enum BadBatch {
     /// No record, or more than the limit.
     #[error("batch has {0} records, allowed are 1 to {max}", max = BATCH_RECORDS_MAX)]
     Records(u32),
+    /// Its last record would lie behind the last offset that there is.
+    #[error("batch has base offset {0}: its records have no offsets")]
+    Offsets(Offset),
     /// A body that would decompress to more than the limit.
     #[error("batch body decompresses to {0} bytes, limit is {max}", max = BATCH_BODY_LEN_MAX)]
     BodyTooLarge(u32),
@@ -146,6 +149,9 @@ impl BatchHeader {
         };
         if header.records == 0 || header.records > BATCH_RECORDS_MAX {
             return Err(BadBatch::Records(header.records));
+        }
+        if header.base_offset.0.checked_add(u64::from(header.records)).is_none() {
+            return Err(BadBatch::Offsets(header.base_offset));
         }
         if header.body_len_raw as usize > BATCH_BODY_LEN_MAX {
             return Err(BadBatch::BodyTooLarge(header.body_len_raw));

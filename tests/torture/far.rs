@@ -5,6 +5,7 @@ use std::{
     time::Duration,
 };
 
+use dunlin::limits::FENCE_AFTER;
 use tokio::{
     task::JoinSet,
     time::{Instant, sleep, timeout},
@@ -120,6 +121,30 @@ fn a_machine_that_stalls_for_half_a_second_stays_what_it_was() {
                 }
             }
             run.progress(Duration::from_millis(300)).await.unwrap();
+        })
+        .await;
+    });
+}
+
+#[test]
+fn machines_that_all_stand_still_at_once_put_nobody_out_of_a_set_when_they_wake() {
+    block_on(Network::Loopback, async |network| {
+        let site = Site::start(THREE, network).await;
+        undisturbed(site, async |site, run| {
+            let put_out = |site: &Site| site.said("is put out of the commit set");
+            let before = put_out(site);
+            for _ in 0..3 {
+                for node in site.nodes() {
+                    site.pause(node);
+                }
+                // Longer than any of them may be silent.
+                sleep(FENCE_AFTER * 4).await;
+                for node in site.nodes() {
+                    site.unpause(node);
+                }
+                run.progress(Duration::from_secs(1)).await.unwrap();
+            }
+            assert_eq!(put_out(site), before, "{}", site.logs());
         })
         .await;
     });

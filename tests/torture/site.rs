@@ -425,6 +425,12 @@ impl Site {
         self.nodes[number].dir.join("log")
     }
 
+    /// How many lines of the nodes' logs say this.
+    pub(crate) fn said(&self, what: &str) -> usize {
+        let logs = self.nodes().map(|n| fs::read_to_string(self.log_file(n)).unwrap_or_default());
+        logs.map(|log| log.lines().filter(|line| line.contains(what)).count()).sum()
+    }
+
     /// The end of every node's log.
     pub(crate) fn logs(&self) -> String {
         let mut text = String::new();

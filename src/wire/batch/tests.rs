@@ -65,6 +65,18 @@ fn any_flipped_bit_behind_the_stamp_is_noticed() {
 }
 
 #[test]
+fn records_behind_the_last_offset_are_refused() {
+    // Found by fuzzing: both records had the offset 2^64 - 1, which was also the end of the batch.
+    let mut bytes = build(&[record("a"), record("b")], Compression::None).to_vec();
+    stamp(&mut bytes, Offset(u64::MAX - 1), Timestamp(0));
+    let refused = BadBatch::Offsets(Offset(u64::MAX - 1));
+    assert_eq!(Batch::parse(bytes.clone().into()), Err(refused));
+    stamp(&mut bytes, Offset(u64::MAX - 2), Timestamp(0));
+    let batch = Batch::parse(bytes.into()).expect("there is room for two");
+    assert_eq!(batch.header().end_offset(), Offset(u64::MAX));
+}
+
+#[test]
 fn a_full_builder_says_so_and_goes_on() {
     let mut builder = BatchBuilder::new(200);
     let big = Record::new(vec![1u8; 100]);
