@@ -137,8 +137,8 @@ pub const STOOD_STILL_AFTER: Duration = Duration::from_millis(300);
 /// A node that has not heard a majority of the voters for this long takes no publishes: longer than others need to replace
 /// it as a primary.
 pub const ISOLATED_AFTER: Duration = Duration::from_millis(1_500);
-/// A node that has not heard one that leads for this long, though others hear it, gives its clients away: it can pass on
-/// nothing of theirs, and may not even hear who leads by now. Longer than others need to replace a primary.
+/// A node that has not heard one that it needs for this long, though others hear it, gives its clients away: it can pass on or
+/// commit nothing of theirs, and may not even hear who leads by now. Longer than others need to replace a primary.
 pub const CUT_OFF_AFTER: Duration = Duration::from_millis(1_500);
 /// How often such a node sends those away who have come since.
 pub const CUT_OFF_AGAIN: Duration = Duration::from_secs(5);

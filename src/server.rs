@@ -399,8 +399,15 @@ impl Server {
     /// When the log could not be closed in order; it is as safe as after a power cut.
     pub async fn stop(self) -> Result<(), StoreError> {
         tracing::info!("stopping");
-        drain::give_away(&self.shared).await;
+        let failed = self.failure().borrow().is_some();
+        if !failed {
+            drain::give_away(&self.shared).await;
+        }
         self.shared.stopping.cancel();
+        if failed {
+            // It can store nothing and change nothing: whoever waits for an answer waits for nothing.
+            self.shared.engine.abandon("the node failed", |_| true);
+        }
         self.doors.connections.close();
         self.tasks.close();
         if timeout(DRAIN_MAX, self.doors.connections.wait()).await.is_err() {

@@ -524,7 +524,8 @@ fn config(timing: MetaTiming) -> Result<Config, GroupError> {
     config.validate().map_err(|error| GroupError::Membership(error.to_string()))
 }
 
-/// Tells who leads.
+/// Tells who leads. Runs for as long as the group is there, also when Raft has ended because a write failed: those who listen take
+/// the end of this for news that never stops.
 async fn follow(
     mut metrics: watch::Receiver<RaftMetrics<NodeId, openraft::EmptyNode>>,
     leader: watch::Sender<Option<NodeId>>,
@@ -533,8 +534,8 @@ async fn follow(
         let now = metrics.borrow_and_update().current_leader;
         leader.send_if_modified(|leader| std::mem::replace(leader, now) != now);
         if metrics.changed().await.is_err() {
-            leader.send_replace(None);
-            return;
+            leader.send_if_modified(|leader| leader.take().is_some());
+            return std::future::pending().await;
         }
     }
 }

@@ -109,6 +109,22 @@ impl Controller {
         !self.lives(node, now) && self.reports.iter().any(hears)
     }
 
+    /// A node that `me` needs for a shard, and is cut from: the one that leads it, or where `me` leads, one that must have each
+    /// entry. The primary would have that one taken out if it reached the metadata, so it may itself have been replaced.
+    #[must_use]
+    pub fn needed_and_cut(
+        &self,
+        me: NodeId,
+        config: &ShardConfig,
+        now: Duration,
+    ) -> Option<NodeId> {
+        let primary = config.primary?.node;
+        let pending = config.pending.iter().map(|boot| boot.node);
+        let mut members = config.set.iter().copied().chain(pending);
+        let is_cut = |node: &NodeId| *node != me && self.is_cut_from(*node, now);
+        if primary == me { members.find(is_cut) } else { Some(primary).filter(is_cut) }
+    }
+
     /// The elections to propose now.
     pub fn tick<'a>(
         &mut self,

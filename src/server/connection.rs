@@ -209,7 +209,8 @@ impl Client {
         }
         drop(place);
         self.streams.close();
-        self.streams.wait().await;
+        // What has no answer by then is not worth more waiting: the client is told that it is not known, and sends it again.
+        let _ = timeout(DRAIN_MAX, self.streams.wait()).await;
         if self.leave.is_cancelled() {
             // The goodbye must not be overtaken by the close.
             let _ = control.finish();

@@ -326,9 +326,9 @@ impl Engine {
         self.slots.iter().map(waiting).sum()
     }
 
-    /// Answers all that wait for an ack: what becomes of their batches is not known.
-    pub(super) fn abandon(&self, why: &str) {
-        for slot in &self.slots {
+    /// Answers all that wait for an ack of such shards: what becomes of their batches is not known.
+    pub(super) fn abandon(&self, why: &str, is_such: impl Fn(ShardId) -> bool) {
+        for slot in self.slots.iter().filter(|slot| is_such(slot.id)) {
             let mut waiters = Vec::new();
             let mut core = slot.lock();
             core.replica.with_shard(&mut Vec::new(), |shard, _| waiters = shard.abandon());

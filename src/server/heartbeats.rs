@@ -2,6 +2,7 @@
 //! metadata group.
 
 use std::{
+    collections::BTreeMap,
     sync::{Arc, atomic::Ordering},
     time::Duration,
 };
@@ -30,7 +31,7 @@ struct Pulse {
     sent_at: Option<Duration>,
     /// When a majority of the voters was heard last.
     majority_at: Duration,
-    /// Since when a node that leads is heard by others and not by this one.
+    /// Since when a node that is needed is heard by others and not by this one.
     cut_since: Option<Duration>,
     /// When clients were sent away for that last.
     sent_away_at: Option<Duration>,
@@ -140,38 +141,43 @@ impl Pulse {
         engine.set_isolated(isolated);
         if isolated {
             tracing::error!("no majority of the site's nodes is heard, publishes are refused");
-            engine.abandon("the node hears no majority of the site's nodes");
+            engine.abandon("the node hears no majority of the site's nodes", |_| true);
             shared.move_clients();
         } else {
             tracing::warn!("a majority of the site's nodes is heard again, publishes are taken");
         }
     }
 
-    /// A node that does not reach one that leads, where others do, is of no use to clients: they are asked to go to nodes that
-    /// it hears, and come back by weight when the way is there again.
+    /// A node that does not reach one that it needs, where others do, is of no use to clients: they are asked to go to nodes
+    /// that it hears, and come back by weight when the way is there again. It needs those that lead, and in the sets of what
+    /// it leads itself whoever the metadata has not let it take out: it may have been replaced, and be the last to hear.
     fn look_whether_cut_off(&mut self, shared: &Shared) {
         let engine = &shared.engine;
         let now = engine.clock.uptime();
-        let cut = engine.group.read(|site| {
-            let leads = site.shards.iter().filter_map(|shard| shard.primary);
-            let mut others = leads.map(|primary| primary.node).filter(|n| *n != engine.me.node);
-            others.find(|node| self.controller.is_cut_from(*node, now))
+        let cut: BTreeMap<ShardId, NodeId> = engine.group.read(|site| {
+            let shards = (0..).map(ShardId).zip(&site.shards);
+            let cut = |config| self.controller.needed_and_cut(engine.me.node, config, now);
+            shards.filter_map(|(shard, config)| Some((shard, cut(config)?))).collect()
         });
-        self.cut_since = cut.map(|_| self.cut_since.unwrap_or(now));
+        self.cut_since = cut.first_key_value().map(|_| self.cut_since.unwrap_or(now));
         let cut_off = self.cut_since.is_some_and(|since| now >= since + CUT_OFF_AFTER);
         if cut_off && self.sent_away_at.is_none_or(|at| now >= at + CUT_OFF_AGAIN) {
             self.sent_away_at = Some(now);
             shared.move_clients();
+            // Nobody leaves before all is answered that it has sent.
+            engine.abandon("a node that must store it is not heard here", |shard| {
+                cut.contains_key(&shard)
+            });
         }
         if cut_off == shared.cut_off.swap(cut_off, Ordering::Relaxed) {
             return;
         }
-        match cut.filter(|_| cut_off) {
+        match cut.values().next().filter(|_| cut_off) {
             Some(node) => tracing::error!(
                 %node,
-                "a node that leads is heard by others, and not by this one: clients are asked to go to others"
+                "a node that is needed is heard by others, and not by this one: clients are asked to go to others"
             ),
-            None => tracing::warn!("all nodes that lead are heard again"),
+            None => tracing::warn!("all nodes that are needed are heard again"),
         }
     }
 

@@ -67,8 +67,9 @@ impl PublishStream<'_> {
         let outcomes = Arc::new(AckQueue::default());
         let window = Arc::new(Semaphore::new(PUBLISH_WINDOW_BATCHES as usize));
         let reading = self.read(&settings, &mut input, &outcomes, &window);
+        let gone = output.stopped();
         let writing = write(&outcomes, output, &self.engine.metrics);
-        match serve_both(reading, writing, &window).await? {
+        match serve_both(reading, writing, &window, gone).await? {
             Ok(()) => streams::finish(output),
             Err(StreamError::Fault(fault)) => streams::fail(output, fault).await,
             Err(error) => Err(error),
@@ -94,7 +95,12 @@ impl PublishStream<'_> {
                 return Err(streams::unexpected(frame.kind).into());
             }
             let publish = Publish::decode(frame.body).map_err(|e| streams::malformed(&e))?;
-            let permits = self.permits(publish.batch.len(), window).await?;
+            let permits = tokio::select! {
+                biased;
+                // Room may never come: what was not taken is sent again elsewhere.
+                () = self.leave.cancelled() => return Err(self.engine.goodbye().into()),
+                permits = self.permits(publish.batch.len(), window) => permits?,
+            };
             let handle = AckHandle { queue: Arc::clone(outcomes), permits };
             match self.admit(settings, &publish) {
                 Ok((partition, header)) if let Some(node) = self.elsewhere(settings, partition) => {
@@ -214,11 +220,12 @@ fn own_buffer(bytes: Bytes) -> BytesMut {
     bytes.try_into_mut().unwrap_or_else(|shared| BytesMut::from(&shared[..]))
 }
 
-/// Reads to the end of what the client sends, and writes until all of it is answered.
-async fn serve_both(
+/// Reads to the end of what the client sends, and writes until all of it is answered, or nobody hears the answers.
+async fn serve_both<T>(
     reading: impl Future<Output = Result<(), StreamError>>,
     writing: impl Future<Output = Result<Infallible, StreamError>>,
     window: &Semaphore,
+    gone: impl Future<Output = T>,
 ) -> Result<Result<(), StreamError>, StreamError> {
     tokio::pin!(reading, writing);
     let ended = tokio::select! {
@@ -228,6 +235,7 @@ async fn serve_both(
     };
     tokio::select! {
         _ = window.acquire_many(PUBLISH_WINDOW_BATCHES) => Ok(ended),
+        _ = gone => Ok(ended),
         Err(error) = &mut writing => Err(error),
     }
 }

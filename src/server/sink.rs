@@ -37,7 +37,7 @@ impl CommitSink for Sink {
 
     fn failed(&mut self, error: &StoreError) {
         tracing::error!(%error, "the log cannot be written, the node stops");
-        self.0.abandon("the node's disk failed");
+        self.0.abandon("the node's disk failed", |_| true);
         self.0.fail(&error.to_string());
     }
 }

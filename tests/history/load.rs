@@ -2,6 +2,7 @@
 
 use std::{
     collections::VecDeque,
+    ops::Range,
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, AtomicU64, Ordering::SeqCst},
@@ -49,6 +50,8 @@ pub(crate) struct Run {
     acks: Vec<AtomicU64>,
     /// Of each producer: when a record was found to be acked, and how long after its `send`.
     waits: Vec<Mutex<Vec<(Instant, Duration)>>>,
+    /// Of each producer: the number of errors since its last ack, and the last of them.
+    errors: Vec<Mutex<(u64, String)>>,
     pub(crate) stop: AtomicBool,
     sessions: Vec<Mutex<Vec<Seen>>>,
 }
@@ -67,6 +70,7 @@ impl Run {
             under_way: AtomicU64::new(0),
             acks: habits.iter().map(|_| AtomicU64::new(0)).collect(),
             waits: habits.iter().map(|_| Mutex::default()).collect(),
+            errors: habits.iter().map(|_| Mutex::default()).collect(),
             stop: AtomicBool::new(false),
             sessions: topics.iter().map(|_| Mutex::default()).collect(),
         }
@@ -98,6 +102,18 @@ impl Run {
     /// # Errors
     /// Which producers have got none.
     pub(crate) async fn progress(&self, least: Duration) -> Result<u64, String> {
+        self.progress_of(0..self.habits.len(), least).await
+    }
+
+    /// The same of the producers of these numbers.
+    ///
+    /// # Errors
+    /// As [`Self::progress`].
+    pub(crate) async fn progress_of(
+        &self,
+        producers: Range<usize>,
+        least: Duration,
+    ) -> Result<u64, String> {
         let before = self.acks();
         let mut first = None;
         let more = until(self.patience, || {
@@ -106,15 +122,15 @@ impl Run {
                 first.get_or_insert_with(Instant::now);
             }
             first.is_some_and(|first| first.elapsed() >= least)
-                && before.iter().zip(now).all(|(before, now)| *before < now)
+                && producers.clone().all(|number| before[number] < now[number])
         });
         let waited = more.await;
         let now = self.acks();
         match waited {
             true => Ok(now.iter().sum::<u64>() - before.iter().sum::<u64>()),
             false => Err(format!(
-                "no further acks of every producer within {:?}: {before:?} and then {now:?}",
-                self.patience
+                "no further acks of every producer within {:?}: {before:?} and then {now:?}; errors since: {:?}",
+                self.patience, self.errors
             )),
         }
     }
@@ -278,11 +294,16 @@ impl Producer {
     }
 
     fn settled(&mut self, at: usize, outcome: Result<Delivery, PublishError>) {
+        if let Err(error) = &outcome {
+            let mut errors = self.run.errors[self.number].lock().unwrap();
+            *errors = (errors.0 + 1, error.to_string());
+        }
         let operation = &mut self.operations[at];
         operation.settled = self.run.events.fetch_add(1, SeqCst);
         operation.outcome = match outcome {
             Ok(Delivery { partition, offset, .. }) => {
                 self.run.acks[self.number].fetch_add(1, SeqCst);
+                self.run.errors[self.number].lock().unwrap().0 = 0;
                 Outcome::Ok(Place { topic: operation.topic, partition, offset: offset.0 })
             }
             Err(PublishError::Unknown { .. }) => Outcome::Unknown,

@@ -26,10 +26,12 @@ pub(crate) enum Trial {
     PrimaryDrained,
     /// From one other node; the third hears both.
     PrimaryCutFromOne,
+    /// From the node that then has it replaced, and cannot tell it; the third hears both.
+    PrimaryCutFromController,
 }
 
 impl Trial {
-    pub(crate) const ALL: [Self; 7] = [
+    pub(crate) const ALL: [Self; 8] = [
         Self::PrimaryKilled,
         Self::PrimaryAndControllerKilled,
         Self::PrimaryUnplugged,
@@ -37,6 +39,7 @@ impl Trial {
         Self::PrimaryStopped,
         Self::PrimaryDrained,
         Self::PrimaryCutFromOne,
+        Self::PrimaryCutFromController,
     ];
 
     fn in_words(self) -> &'static str {
@@ -48,6 +51,7 @@ impl Trial {
             Self::PrimaryStopped => "primary stopped by SIGTERM, longest wait",
             Self::PrimaryDrained => "primary drained, longest wait",
             Self::PrimaryCutFromOne => "primary cut from another node",
+            Self::PrimaryCutFromController => "primary cut from the controller",
         }
     }
 
@@ -58,13 +62,19 @@ impl Trial {
             Self::PrimaryKilled => (ms(1_000), ms(1_500)),
             Self::PrimaryAndControllerKilled => (None, ms(2_000)),
             Self::PrimaryStopped | Self::PrimaryDrained => (None, ms(250)),
-            Self::PrimaryUnplugged | Self::BackupKilled | Self::PrimaryCutFromOne => (None, None),
+            Self::PrimaryUnplugged
+            | Self::BackupKilled
+            | Self::PrimaryCutFromOne
+            | Self::PrimaryCutFromController => (None, None),
         }
     }
 
     /// Whether it is done to the network.
     pub(crate) fn needs_switch(self) -> bool {
-        matches!(self, Self::PrimaryUnplugged | Self::PrimaryCutFromOne)
+        matches!(
+            self,
+            Self::PrimaryUnplugged | Self::PrimaryCutFromOne | Self::PrimaryCutFromController
+        )
     }
 
     /// The word that chooses it.
@@ -184,6 +194,9 @@ pub(crate) async fn once(
     match trial {
         Trial::PrimaryUnplugged => site.network.switch().unwrap().plug(victim, "down").unwrap(),
         Trial::PrimaryCutFromOne => site.network.switch().unwrap().cut(victim, primary).unwrap(),
+        Trial::PrimaryCutFromController => {
+            site.network.switch().unwrap().cut(victim, controller).unwrap();
+        }
         Trial::PrimaryStopped => drop(site.stop(victim).await.unwrap()),
         Trial::PrimaryDrained => {
             set_draining(site, victim, true).await.unwrap();
@@ -211,7 +224,9 @@ pub(crate) async fn once(
     match trial {
         Trial::PrimaryUnplugged => site.network.switch().unwrap().plug(victim, "up").unwrap(),
         Trial::PrimaryDrained => set_draining(site, victim, false).await.unwrap(),
-        Trial::PrimaryCutFromOne => site.network.heal().unwrap(),
+        Trial::PrimaryCutFromOne | Trial::PrimaryCutFromController => {
+            site.network.heal().unwrap();
+        }
         _ => site.restart(victim).await.unwrap(),
     }
     site.in_sync(PATIENCE).await.unwrap();
@@ -246,7 +261,7 @@ async fn arrange(site: &mut Site, trial: Trial) -> (usize, usize) {
         let controller = site.number_of(&status, status.leader.unwrap());
         let primary = site.number_of(&status, status.shards[0].primary.unwrap());
         let fits = match trial {
-            Trial::PrimaryKilled => primary != controller,
+            Trial::PrimaryKilled | Trial::PrimaryCutFromController => primary != controller,
             Trial::PrimaryAndControllerKilled => primary == controller,
             _ => true,
         };

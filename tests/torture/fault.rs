@@ -325,7 +325,7 @@ impl Damage {
         for node in &self.draining {
             set_draining(site, *node, false).await?;
         }
-        self.in_sync(site).await?;
+        Self::in_sync(site).await?;
         let ended = site.ended();
         if !ended.is_empty() {
             return Err(ended.join(", "));
@@ -338,15 +338,10 @@ impl Damage {
     }
 
     /// Waits until the site is whole. A write that failed ends a node, a moment later at that, and its supervisor starts it again.
-    async fn in_sync(&self, site: &mut Site) -> Result<(), String> {
+    async fn in_sync(site: &mut Site) -> Result<(), String> {
         let deadline = Instant::now() + PATIENCE;
         loop {
-            for node in &self.full {
-                if site.has_ended(*node) {
-                    site.kill(*node);
-                    site.restart(*node).await?;
-                }
-            }
+            site.revive().await?;
             match site.in_sync(LOOK_AGAIN).await {
                 Err(_) if Instant::now() < deadline => {}
                 done => return done,

@@ -55,6 +55,8 @@ struct Node {
     child: Option<Child>,
     is_paused: bool,
     has_own_disk: bool,
+    /// Its disk was full once: a write that failed then ends it a moment later.
+    was_full: bool,
     /// What `serve` gets beside what every node gets.
     more: Vec<String>,
 }
@@ -77,7 +79,7 @@ impl Node {
         );
         fs::write(dir.join("dunlin.toml"), text).unwrap();
         let (child, more) = (None, Vec::new());
-        Self { name, dir, child, is_paused: false, has_own_disk: false, more }
+        Self { name, dir, child, is_paused: false, has_own_disk: false, was_full: false, more }
     }
 }
 
@@ -399,8 +401,20 @@ impl Site {
         self.nodes[number].has_own_disk
     }
 
+    /// Does what a supervisor does: starts those again that a full disk has ended.
+    pub(crate) async fn revive(&mut self) -> Result<(), String> {
+        for number in self.nodes() {
+            if self.nodes[number].was_full && self.has_ended(number) {
+                self.kill(number);
+                self.restart(number).await?;
+            }
+        }
+        Ok(())
+    }
+
     /// Takes all that is free of a node's own disk, or gives it back.
-    pub(crate) fn fill_disk(&self, number: usize, is_full: bool) {
+    pub(crate) fn fill_disk(&mut self, number: usize, is_full: bool) {
+        self.nodes[number].was_full = true;
         assert!(self.nodes[number].has_own_disk, "it would fill the machine's");
         let path = self.nodes[number].dir.join("data/filling");
         if !is_full {

@@ -44,6 +44,22 @@ async fn the_state_survives_restarts_across_snapshots() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn when_raft_has_ended_nobody_leads_and_that_is_said_once() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let group = open(&dir.path().join("meta.redb"), NodeId(1)).await.expect("new");
+    group.found("home".parse().expect("allowed"), 1).await.expect("new");
+    let mut leader = group.leader();
+    leader.wait_for(Option::is_some).await.expect("a group of one elects itself");
+    group.shutdown().await;
+    leader.wait_for(Option::is_none).await.expect("nobody leads now");
+    // Whoever tells it may end a moment after it has told.
+    for _ in 0..1_000 {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(leader.has_changed().ok(), Some(false), "no news, and not the end of all news");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_metadata_of_another_node_is_refused() {
     let dir = tempfile::tempdir().expect("temporary directory");
     let path = dir.path().join("meta.redb");

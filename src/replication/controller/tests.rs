@@ -149,3 +149,24 @@ fn a_node_that_only_others_hear_is_cut_off_and_one_that_nobody_hears_is_down() {
     assert!(!cut(&[(1, &[1, 2]), (2, &[1, 2])], now), "it is heard here");
     assert!(!cut(&[(2, &[1, 2])], now + FENCE_AFTER), "the report is old");
 }
+
+#[test]
+fn a_primary_needs_its_members_and_others_need_the_primary() {
+    let now = SECOND * 20;
+    let mut controller = Controller::new(FENCE_AFTER, Duration::ZERO);
+    // Heard by 2 alone: 4.
+    report(&mut controller, &[(1, &[1, 2, 3]), (2, &[1, 2, 3, 4]), (3, &[1, 2, 3])], now);
+    let cut = |me, config: &ShardConfig| controller.needed_and_cut(NodeId(me), config, now);
+    let led_by = |node| ShardConfig { primary: Some(boot(node, node)), ..config(&[1, 2]) };
+    assert_eq!(cut(1, &led_by(1)), None);
+    assert_eq!(cut(2, &led_by(4)), Some(NodeId(4)), "it leads");
+    assert_eq!(cut(4, &led_by(4)), None, "nobody is cut from itself");
+    let member = ShardConfig { set: [1, 4].map(NodeId).to_vec(), ..led_by(1) };
+    assert_eq!(cut(1, &member), Some(NodeId(4)), "it must have each entry");
+    assert_eq!(cut(2, &member), None, "that is the primary's matter");
+    let pending = ShardConfig { pending: vec![boot(4, 4)], ..led_by(1) };
+    assert_eq!(cut(1, &pending), Some(NodeId(4)), "it must have each entry, too");
+    let replica = ShardConfig { replicas: [1, 4].map(NodeId).to_vec(), ..led_by(1) };
+    assert_eq!(cut(1, &replica), None, "entries are committed without it");
+    assert_eq!(cut(1, &ShardConfig { primary: None, ..member }), None, "nobody leads");
+}
