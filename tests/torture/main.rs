@@ -376,7 +376,7 @@ fn a_node_that_is_cut_from_the_one_that_leads_sends_its_clients_to_another() {
 #[test]
 fn a_primary_that_is_replaced_and_cannot_hear_of_it_sends_its_clients_to_another() {
     // The third node would tell it, if that were the one that is elected.
-    clients_of_a_cut_node_go_on(failover::Trial::PrimaryCutFromController, 4);
+    clients_of_a_cut_node_go_on(failover::Trial::PrimaryCutFromController, 8);
 }
 
 #[test]
