@@ -307,6 +307,8 @@ async fn site(shape: Shape, network: Network) -> Site {
         site.restart(number).await.unwrap();
     }
     site.in_sync(PATIENCE).await.unwrap();
+    // Of two voters, and a third node that does not vote yet, none may be lost.
+    site.all_vote().await.unwrap();
     site
 }
 
