@@ -209,7 +209,7 @@ impl Client {
         }
         drop(place);
         self.streams.close();
-        // What has no answer by then is not worth more waiting: the client is told that it is not known, and sends it again.
+        // What has no answer by then may never have one. The connection ends, and the client sends it again elsewhere.
         let _ = timeout(DRAIN_MAX, self.streams.wait()).await;
         if self.leave.is_cancelled() {
             // The goodbye must not be overtaken by the close.
