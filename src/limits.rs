@@ -369,8 +369,8 @@ pub const PEER_IDLE_TIMEOUT: Duration = Duration::from_secs(3);
 /// How often a link that is otherwise silent asks.
 pub const PEER_KEEP_ALIVE: Duration = Duration::from_secs(1);
 /// Packets of a link that the other side acknowledges together: answers of replicas come by a link of their own, so that an
-/// acknowledgement is a packet of its own. Well below ten, which are as many as may be under way at first.
-pub const PEER_ACKNOWLEDGE_AFTER: u32 = 5;
+/// acknowledgement is a packet of its own. Below ten, which are as many as may be under way at first.
+pub const PEER_ACKNOWLEDGE_AFTER: u32 = 8;
 /// Time for dialling one peer, to its welcome. Then it is dialled anew: a node that has just started has not heard what
 /// was sent before.
 pub const PEER_DIAL_TIMEOUT: Duration = Duration::from_secs(2);

@@ -13,6 +13,7 @@ pub mod identity;
 pub mod invite;
 pub mod joiner;
 pub mod secret_file;
+mod socket;
 pub mod tls;
 
 pub use authority::SiteAuthority;

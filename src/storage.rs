@@ -22,6 +22,7 @@ mod fact;
 mod garbage;
 mod index;
 mod journal;
+mod journal_file;
 mod log;
 mod meta;
 mod mover;

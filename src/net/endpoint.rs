@@ -16,6 +16,7 @@ use ring::hmac;
 use socket2::{Domain, Protocol, Socket, Type};
 use tracing::debug;
 
+use super::socket;
 use crate::limits::{
     IDLE_TIMEOUT, KEEP_ALIVE, PUBLISH_WINDOW_BYTES, STREAMS_PER_CONNECTION_DEFAULT,
 };
@@ -190,7 +191,9 @@ pub fn client(
 /// If no socket can be had: then the former one stays.
 pub fn rebind(endpoint: &Endpoint) -> Result<(), EndpointError> {
     let (address, socket) = bind_to_dial()?;
-    endpoint.rebind(socket).map_err(|source| EndpointError::Bind { address, source })
+    socket::wrap(socket)
+        .and_then(|socket| endpoint.rebind_abstract(socket))
+        .map_err(|source| EndpointError::Bind { address, source })
 }
 
 /// What connections that are dialled get: for `Endpoint::connect_with`.
@@ -214,7 +217,8 @@ fn open(
     address: SocketAddr,
 ) -> Result<Endpoint, EndpointError> {
     let runtime = Arc::new(quinn::TokioRuntime);
-    Endpoint::new(config, server, socket, runtime)
+    socket::wrap(socket)
+        .and_then(|socket| Endpoint::new_with_abstract_socket(config, server, socket, runtime))
         .map_err(|source| EndpointError::Bind { address, source })
 }
 

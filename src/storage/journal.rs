@@ -21,14 +21,14 @@
 //! A frame begins on a page of its own: writing it never touches bytes of one that was acknowledged. Frames of a half
 //! follow each other from its begin on. What moves into the database are all frames of a half, or of both.
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::{BufMut, Bytes};
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use super::{backend::Backend, error::StoreError};
 use crate::wire::Entry;
 
 const MAGIC: &[u8; 8] = b"dunlinJ1";
-const PAGE: usize = 4096;
+pub(super) const PAGE: usize = 4096;
 const FRAME_HEADER: usize = 24;
 /// A larger commit goes straight into the database: the journal would have each byte written twice. Up to here one write and one
 /// flush are worth that: the database takes two flushes and a dozen pages, which a wave of 64 producers waits for.
@@ -55,6 +55,8 @@ pub(super) struct Journal {
     bytes: usize,
     /// The number of the next frame.
     next: u64,
+    /// Where a frame is put together, on a page of memory: only from there can it go to the disk as it is.
+    buffer: Vec<u8>,
 }
 
 impl Journal {
@@ -82,7 +84,7 @@ impl Journal {
         head.put_u64(xxh3_64_with_seed(&head, seed));
         file.write(0, &head)?;
         file.sync_data()?;
-        Ok(Self { file, seed, len, half: 0, at: PAGE, bytes: 0, next: 0 })
+        Ok(Self::at_start(file, seed, len, 0))
     }
 
     /// Opens a journal whose frames before `next` are in the database. Returns the entries of those that are not, frame
@@ -117,7 +119,7 @@ impl Journal {
         if word(8) != len as u64 {
             return Err(foreign("its length has changed"));
         }
-        let mut journal = Self { file, seed, len, half: 0, at: PAGE, bytes: 0, next };
+        let mut journal = Self::at_start(file, seed, len, next);
         let mut frames = Vec::new();
         // Either half may be the older one.
         for half in [0, 1, 0] {
@@ -130,6 +132,10 @@ impl Journal {
         }
         journal.check_end()?;
         Ok((journal, frames))
+    }
+
+    fn at_start(file: Box<dyn Backend>, seed: u64, len: usize, next: u64) -> Self {
+        Self { file, seed, len, half: 0, at: PAGE, bytes: 0, next, buffer: Vec::new() }
     }
 
     /// Tells whether a commit of `bytes` should go into the journal at all.
@@ -165,24 +171,26 @@ impl Journal {
         bytes: usize,
     ) -> Result<Bytes, StoreError> {
         let padded = frame_len(bytes);
-        let mut frame = BytesMut::with_capacity(padded);
-        frame.put_u64(0);
-        frame.put_u64(self.next);
-        frame.put_u32(u32::try_from(bytes).unwrap_or(u32::MAX));
-        frame.put_u32(0);
+        let frame = page_aligned(&mut self.buffer, padded);
+        let (mut header, mut body) = frame.split_at_mut(FRAME_HEADER);
+        header.put_u64(0);
+        header.put_u64(self.next);
+        header.put_u32(u32::try_from(bytes).unwrap_or(u32::MAX));
+        header.put_u32(0);
         for entry in entries {
-            entry.encode(&mut frame);
+            entry.encode(&mut body);
         }
-        frame.put_slice(facts);
-        let checksum = xxh3_64_with_seed(&frame[8..], self.seed);
+        body.put_slice(facts);
+        body.fill(0);
+        let checksum = xxh3_64_with_seed(&frame[8..FRAME_HEADER + bytes], self.seed);
         frame[..8].copy_from_slice(&checksum.to_be_bytes());
-        frame.resize(padded, 0);
-        self.file.write(self.at as u64, &frame)?;
+        let rows = Bytes::copy_from_slice(&frame[FRAME_HEADER..FRAME_HEADER + bytes]);
+        self.file.write(self.at as u64, frame)?;
         self.file.sync_data()?;
         self.at += padded;
         self.bytes += bytes;
         self.next += 1;
-        Ok(frame.freeze().slice(FRAME_HEADER..FRAME_HEADER + bytes))
+        Ok(rows)
     }
 
     /// Goes on in the other half. All frames in that one must be in the database.
@@ -255,6 +263,13 @@ impl Journal {
         }
         Ok(())
     }
+}
+
+/// So many bytes of a buffer that begin on a page of memory.
+fn page_aligned(buffer: &mut Vec<u8>, len: usize) -> &mut [u8] {
+    buffer.resize(buffer.len().max(len + PAGE), 0);
+    let from = buffer.as_ptr().align_offset(PAGE).min(PAGE);
+    &mut buffer[from..from + len]
 }
 
 /// Length of a frame in the file.

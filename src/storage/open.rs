@@ -16,6 +16,7 @@ use super::{
     backend::{Backend, Meter, Metered},
     error::{StoreError, guarded},
     journal::Journal,
+    journal_file::JournalFile,
     read::Store,
     recover::{self, Recovered},
     row::{Cursor, pieces},
@@ -60,7 +61,7 @@ impl Store {
             return Err(StoreError::Foreign(text));
         }
         open_file(path, |backend, fresh| {
-            let journal = file_backend(&journal, fresh)?;
+            let journal = JournalFile::new(file_backend(&journal, fresh)?, &journal);
             if fresh {
                 sync_parent(path)?;
             }

@@ -58,6 +58,8 @@ struct Waiting {
     changes: VecDeque<(u64, ShardId, Change)>,
     /// At most one for each shard.
     committed: Vec<(ShardId, Lsn)>,
+    /// The commit thread waits, and was not woken yet: to wake one that works is a system call for nothing.
+    asleep: bool,
     state: State,
 }
 
@@ -147,11 +149,7 @@ impl CommitQueue {
             return Err(Closed);
         }
         waiting.entries.push_back((entry, room));
-        let first = waiting.entries.len() == 1;
-        drop(waiting);
-        if first {
-            self.shared.wake.notify_one();
-        }
+        self.wake(waiting);
         Ok(())
     }
 
@@ -168,9 +166,16 @@ impl CommitQueue {
         }
         let before = waiting.taken + waiting.entries.len() as u64;
         waiting.changes.push_back((before, shard, change));
-        drop(waiting);
-        self.shared.wake.notify_one();
+        self.wake(waiting);
         Ok(())
+    }
+
+    fn wake(&self, mut waiting: MutexGuard<'_, Waiting>) {
+        let asleep = std::mem::take(&mut waiting.asleep);
+        drop(waiting);
+        if asleep {
+            self.shared.wake.notify_one();
+        }
     }
 
     /// Notes that positions of a shard below `committed` are committed: made durable with the next commit, which it does
@@ -215,8 +220,10 @@ impl CommitQueue {
         let mut waiting = self.waiting();
         let empty = waiting.entries.is_empty() && waiting.changes.is_empty();
         if empty && waiting.state == State::Open && !timeout.is_zero() {
+            waiting.asleep = true;
             let waited = self.shared.wake.wait_timeout(waiting, timeout);
             waiting = waited.unwrap_or_else(PoisonError::into_inner).0;
+            waiting.asleep = false;
         }
         let mut taken = Taken::default();
         let mut bytes = 0;

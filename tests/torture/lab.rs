@@ -65,9 +65,14 @@ impl Lab {
         self.dir.path().join("free.toml")
     }
 
+    /// Of a node that runs.
+    pub(crate) fn process(&self, host: usize) -> u32 {
+        self.children[host].as_ref().unwrap().id()
+    }
+
     /// What a node's process has in memory.
     pub(crate) fn memory_kib(&self, host: usize) -> u64 {
-        let id = self.children[host].as_ref().unwrap().id();
+        let id = self.process(host);
         let status = fs::read_to_string(format!("/proc/{id}/status")).unwrap();
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
         line.trim().trim_end_matches("kB").trim().parse().unwrap()

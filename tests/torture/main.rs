@@ -29,6 +29,7 @@ mod lab;
 mod moving;
 mod network;
 mod site;
+mod slow;
 mod spoof;
 mod spread;
 mod upgrade;
