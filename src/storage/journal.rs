@@ -281,3 +281,18 @@ fn frame_len(bytes: usize) -> usize {
 fn seed(disk_id: u128) -> u64 {
     xxh3_64_with_seed(&disk_id.to_be_bytes(), 0)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_frame_lies_on_pages_of_memory_whatever_came_before() {
+        let mut buffer = Vec::new();
+        for len in [PAGE, 5 * PAGE, PAGE, COMMIT_MAX + PAGE, 2 * PAGE] {
+            let frame = page_aligned(&mut buffer, len);
+            assert_eq!((frame.len(), frame.as_ptr().align_offset(PAGE)), (len, 0));
+        }
+        assert!(buffer.len() <= COMMIT_MAX + 2 * PAGE, "it grows to the largest frame, no further");
+    }
+}

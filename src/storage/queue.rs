@@ -288,3 +288,50 @@ impl Waiting {
 fn permits(bytes: usize) -> u32 {
     u32::try_from(bytes.min(COMMIT_QUEUE_BYTES_MAX)).unwrap_or(u32::MAX)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+
+    use super::*;
+    use crate::{
+        storage::writer::clock,
+        types::{Epoch, Offset, PartitionId, TopicId},
+        wire::{
+            EntryKind,
+            entry::{Place, trim_body},
+        },
+    };
+
+    /// Far beyond what a wake takes.
+    const LONG: Duration = Duration::from_secs(60);
+
+    fn entry() -> Entry {
+        let place = Place { shard: ShardId(0), lsn: Lsn(0), epoch: Epoch(1), prev_chain: 0 };
+        let partition = PartitionId { topic: TopicId(1), index: 0 };
+        Entry::seal(place, EntryKind::Trim, partition, trim_body(Offset(9)))
+    }
+
+    #[test]
+    fn who_sleeps_is_woken_by_what_is_handed_over() {
+        let queue = CommitQueue::new();
+        let hand_over: [fn(&CommitQueue) -> Result<(), Closed>; 2] = [
+            |queue| queue.push(entry(), Reservation::FREE),
+            |queue| queue.push_change(ShardId(0), Change::Promise(Epoch(1))),
+        ];
+        for hand_over in hand_over.into_iter().cycle().take(100) {
+            let begun = clock();
+            let taken = thread::scope(|scope| {
+                let taken = scope.spawn(|| queue.take(usize::MAX, LONG));
+                while !queue.waiting().asleep {
+                    assert!(begun.elapsed() < LONG / 2, "it sleeps");
+                    thread::yield_now();
+                }
+                hand_over(&queue).expect("open");
+                taken.join().expect("whole")
+            });
+            assert_eq!(taken.entries.len() + taken.changes.len(), 1);
+            assert!(begun.elapsed() < LONG / 2, "it slept on");
+        }
+    }
+}
