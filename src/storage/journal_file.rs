@@ -33,7 +33,7 @@ impl JournalFile {
         let flags = i32::try_from(OFlags::DIRECT.bits()).unwrap_or_default();
         // Some file systems have no such thing, and say so here.
         let direct = File::options().write(true).custom_flags(flags).open(path);
-        let direct = direct.inspect_err(|error| refused(error)).ok();
+        let direct = direct.inspect_err(say_cached).ok();
         Self { file, direct, refused: AtomicBool::new(false) }
     }
 
@@ -45,7 +45,7 @@ impl JournalFile {
     }
 }
 
-fn refused(error: &io::Error) {
+fn say_cached(error: &io::Error) {
     tracing::debug!(%error, "the journal is written through the kernel's cache");
 }
 
@@ -71,7 +71,7 @@ impl Backend for JournalFile {
             match direct.write_all_at(data, offset) {
                 // EINVAL: nothing is wrong with the disk.
                 Err(error) if error.kind() == ErrorKind::InvalidInput => {
-                    refused(&error);
+                    say_cached(&error);
                     self.refused.store(true, Relaxed);
                 }
                 done => return done,

@@ -315,11 +315,7 @@ mod tests {
     #[test]
     fn who_sleeps_is_woken_by_what_is_handed_over() {
         let queue = CommitQueue::new();
-        let hand_over: [fn(&CommitQueue) -> Result<(), Closed>; 2] = [
-            |queue| queue.push(entry(), Reservation::FREE),
-            |queue| queue.push_change(ShardId(0), Change::Promise(Epoch(1))),
-        ];
-        for hand_over in hand_over.into_iter().cycle().take(100) {
+        for round in 0..100 {
             let begun = clock();
             let taken = thread::scope(|scope| {
                 let taken = scope.spawn(|| queue.take(usize::MAX, LONG));
@@ -327,7 +323,11 @@ mod tests {
                     assert!(begun.elapsed() < LONG / 2, "it sleeps");
                     thread::yield_now();
                 }
-                hand_over(&queue).expect("open");
+                let handed_over = match round % 2 {
+                    0 => queue.push(entry(), Reservation::FREE),
+                    _ => queue.push_change(ShardId(0), Change::Promise(Epoch(1))),
+                };
+                handed_over.expect("open");
                 taken.join().expect("whole")
             });
             assert_eq!(taken.entries.len() + taken.changes.len(), 1);
