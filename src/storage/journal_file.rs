@@ -6,18 +6,17 @@
 use std::{
     fs::File,
     io::{self, ErrorKind},
-    ops::Bound,
     os::unix::fs::{FileExt as _, OpenOptionsExt as _},
     path::Path,
     sync::atomic::{AtomicBool, Ordering::Relaxed},
 };
 
-use redb::{BackendError, backends::FileBackend};
+use redb::backends::FileBackend;
 use rustix::fs::OFlags;
 
 use super::{backend::Backend, journal::PAGE};
 
-/// A file whose pages are not cached, where the file system can do that.
+/// A file whose pages are not cached, where the file system can do that. It has no locks: who holds the database's holds both.
 #[derive(Debug)]
 pub(super) struct JournalFile {
     file: FileBackend,
@@ -82,34 +81,6 @@ impl Backend for JournalFile {
 
     fn close(&self) -> io::Result<()> {
         self.file.close()
-    }
-
-    fn try_lock_range(&self, from: Bound<u64>, to: Bound<u64>) -> Result<bool, BackendError> {
-        self.file.try_lock_range(from, to)
-    }
-
-    fn try_lock_shared_range(
-        &self,
-        from: Bound<u64>,
-        to: Bound<u64>,
-    ) -> Result<bool, BackendError> {
-        self.file.try_lock_shared_range(from, to)
-    }
-
-    fn lock_range(&self, from: Bound<u64>, to: Bound<u64>) -> Result<(), BackendError> {
-        self.file.lock_range(from, to)
-    }
-
-    fn lock_shared_range(&self, from: Bound<u64>, to: Bound<u64>) -> Result<(), BackendError> {
-        self.file.lock_shared_range(from, to)
-    }
-
-    fn unlock_range(&self, from: Bound<u64>, to: Bound<u64>) -> Result<(), BackendError> {
-        self.file.unlock_range(from, to)
-    }
-
-    fn query_lock_range(&self, from: Bound<u64>, to: Bound<u64>) -> Result<bool, BackendError> {
-        self.file.query_lock_range(from, to)
     }
 }
 
