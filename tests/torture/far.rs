@@ -5,7 +5,10 @@ use std::{
     time::Duration,
 };
 
-use dunlin::limits::FENCE_AFTER;
+use dunlin::{
+    client::{Record, TopicName, TopicRequest},
+    limits::FENCE_AFTER,
+};
 use tokio::{
     task::JoinSet,
     time::{Instant, sleep, timeout},
@@ -17,6 +20,7 @@ use super::{
         checker::{History, check},
         load::Run,
     },
+    lab::until,
     network::Network,
     number_from, read_everywhere,
     site::{PATIENCE, Site},
@@ -129,9 +133,27 @@ fn a_machine_that_stalls_for_half_a_second_stays_what_it_was() {
 #[test]
 fn machines_that_all_stand_still_at_once_put_nobody_out_of_a_set_when_they_wake() {
     block_on(Network::Loopback, async |network| {
-        let site = Site::start(THREE, network).await;
+        let mut site = Site::start(THREE, network).await;
+        let put_out = |site: &Site| site.said("is put out of the commit set");
+        // A node that is gone when something is published is put out, and that is said in these words.
+        let topic: TopicName = "far/asked".parse().unwrap();
+        let client = connect(&site).await.unwrap();
+        let request =
+            TopicRequest { partitions: Some(THREE.shards.into()), ..TopicRequest::default() };
+        client.topics().create(&topic, request).await.unwrap();
+        let publisher = client.publisher(&topic).open().await.unwrap();
+        site.all_vote().await.unwrap();
+        site.in_sync(PATIENCE).await.unwrap();
+        site.kill(1);
+        let mut keys = 0_u64..;
+        until("it is put out", async || {
+            let record = Record::new("anything").with_key(keys.next().unwrap().to_string());
+            drop(publisher.send(record).await.unwrap());
+            put_out(&site) > 0
+        })
+        .await;
+        site.restart(1).await.unwrap();
         undisturbed(site, async |site, run| {
-            let put_out = |site: &Site| site.said("is put out of the commit set");
             let before = put_out(site);
             for _ in 0..3 {
                 for node in site.nodes() {
