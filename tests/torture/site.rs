@@ -266,7 +266,10 @@ impl Site {
                 Ok(Some(status)) if status.success() => self.nodes[number].child = None,
                 Ok(Some(status)) => {
                     self.nodes[number].child = None;
-                    return Err(format!("{} ended with {status}", self.name(number)));
+                    // A disk that is full may have ended it first.
+                    if !self.ended_without_room(number) {
+                        return Err(format!("{} ended with {status}", self.name(number)));
+                    }
                 }
                 _ if begun.elapsed() > STOP_MAX => {
                     return Err(format!("{} does not stop within {STOP_MAX:?}", self.name(number)));
@@ -410,6 +413,12 @@ impl Site {
             }
         }
         Ok(())
+    }
+
+    fn ended_without_room(&self, number: usize) -> bool {
+        let log = fs::read_to_string(self.log_file(number)).unwrap_or_default();
+        let last = log.lines().rev().find(|line| line.starts_with("error: "));
+        self.nodes[number].was_full && last.is_some_and(|line| line.contains("No space left"))
     }
 
     /// Takes all that is free of a node's own disk, or gives it back.
