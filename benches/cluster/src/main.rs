@@ -19,6 +19,7 @@ mod table;
 
 use std::{
     env, fs,
+    num::NonZero,
     path::PathBuf,
     process::{Command, ExitCode},
     thread::available_parallelism,
@@ -109,9 +110,21 @@ impl Measurement {
     }
 }
 
-#[tokio::main]
-async fn main() -> ExitCode {
+fn main() -> ExitCode {
     let cli = Cli::parse();
+    // As the command line of dunlin has it: a core is left to the servers.
+    let cores = available_parallelism().map_or(1, NonZero::get);
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    match runtime.worker_threads(cores.saturating_sub(1).max(1)).enable_all().build() {
+        Ok(runtime) => runtime.block_on(measure(cli)),
+        Err(error) => {
+            eprintln!("error: no runtime: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn measure(cli: Cli) -> ExitCode {
     // A task of the runtime, as producers are: on the main thread each ack would wake one thread more.
     let mut work = tokio::spawn(async move {
         cli.common.describe()?;
