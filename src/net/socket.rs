@@ -25,9 +25,7 @@ use tokio::io::{Interest, unix::AsyncFd};
 
 /// Makes a socket ready for an endpoint, from within a runtime.
 pub(super) fn wrap(socket: UdpSocket) -> io::Result<Arc<dyn AsyncUdpSocket>> {
-    let state = UdpSocketState::new((&socket).into())?;
-    let io = watch(socket, Interest::READABLE)?;
-    Ok(Arc::new(Socket { io, state, full: AtomicBool::new(false), room: Mutex::default() }))
+    Ok(Arc::new(Socket::new(socket)?))
 }
 
 #[expect(
@@ -49,6 +47,12 @@ struct Socket {
 }
 
 impl Socket {
+    fn new(socket: UdpSocket) -> io::Result<Self> {
+        let state = UdpSocketState::new((&socket).into())?;
+        let io = watch(socket, Interest::READABLE)?;
+        Ok(Self { io, state, full: AtomicBool::new(false), room: Mutex::default() })
+    }
+
     fn room(&self) -> io::Result<Arc<AsyncFd<UdpSocket>>> {
         let mut room = self.room.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(room) = room.upgrade() {

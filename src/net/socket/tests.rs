@@ -17,10 +17,7 @@ impl Pair {
         let from = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).expect("bound");
         let to = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).expect("bound");
         from.connect(to.local_addr().expect("bound")).expect("connected");
-        let state = UdpSocketState::new((&to).into()).expect("a socket");
-        let io = watch(to, Interest::READABLE).expect("watched");
-        let (full, room) = (AtomicBool::new(false), Mutex::default());
-        Self { from, to: Arc::new(Socket { io, state, full, room }) }
+        Self { from, to: Arc::new(Socket::new(to).expect("watched")) }
     }
 
     fn send(&self, numbers: std::ops::Range<u64>) {
